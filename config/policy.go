@@ -1,0 +1,3 @@
+package config
+
+func policyFor(c *Config, name string) Policy { return c.Policy }
