@@ -43,8 +43,10 @@ func (s State) Find(id string) int {
 // for each other.
 func (s *State) Ask(e Entry) bool {
 	e.Granted = false
-	for _, y := range *s {
-		if !y.Granted && waitsFor(y, e.Held) && waitsFor(e, y.Held) {
+	all := append(slices.Clone(*s), e)
+	last := len(all) - 1
+	for i, waits := range all.waitingFor(last) {
+		if waits && i != last && all.waitingFor(i)[last] {
 			return false
 		}
 	}
@@ -52,9 +54,45 @@ func (s *State) Ask(e Entry) bool {
 	return true
 }
 
-// waitsFor reports whether e can't be granted while another owner has held.
-func waitsFor(e Entry, held []backends.Lock) bool {
+// conflictsAny reports whether e can't be granted while another owner has held.
+func conflictsAny(e Entry, held []backends.Lock) bool {
 	return slices.ContainsFunc(held, e.Conflicts)
+}
+
+// waitingFor says for each entry whether it waits for what the owner behind
+// the waiting entry x keeps meanwhile (its Held): because it conflicts with
+// that, or because it stands behind one that waits so. It is all false where
+// x.Held is empty, so nothing is computed for the entries of flock and open.
+func (s State) waitingFor(x int) []bool {
+	waits := make([]bool, len(s))
+	if len(s[x].Held) == 0 {
+		return waits
+	}
+	for j, y := range s {
+		if j == x || y.Granted {
+			continue
+		}
+		waits[j] = conflictsAny(y, s[x].Held) || s.behind(j, waits)
+	}
+	return waits
+}
+
+// behind reports whether the waiting entry j stands behind one of these,
+// and does not go ahead of it.
+func (s State) behind(j int, these []bool) bool {
+	var ahead []bool
+	for k := range j {
+		if !these[k] || !s[j].Conflicts(s[k].Lock) {
+			continue
+		}
+		if len(s[j].Held) > 0 && ahead == nil {
+			ahead = s[:j+1].waitingFor(j)
+		}
+		if ahead == nil || !ahead[k] {
+			return true
+		}
+	}
+	return false
 }
 
 // Blocked reports whether the waiting entry at index i has to wait: because
@@ -62,17 +100,28 @@ func waitsFor(e Entry, held []backends.Lock) bool {
 //   - another session's granted claim conflicts with it, or
 //   - an entry that came before it and conflicts with it waits, of whatever
 //     session. The exception is one who waits for a lock that this entry's
-//     own owner keeps: behind it this entry would wait for ever.
+//     own owner keeps, or stands behind one who does: behind it this entry
+//     would wait for ever.
 func (s State) Blocked(i int) bool {
 	x := s[i]
+	var ahead []bool
 	for j, y := range s {
 		if j == i || !x.Conflicts(y.Lock) {
 			continue
 		}
-		if y.Granted && y.Session != x.Session {
-			return true
+		if y.Granted {
+			if y.Session != x.Session {
+				return true
+			}
+			continue
 		}
-		if !y.Granted && j < i && !waitsFor(y, x.Held) {
+		if j > i {
+			continue
+		}
+		if len(x.Held) > 0 && ahead == nil {
+			ahead = s.waitingFor(i)
+		}
+		if ahead == nil || !ahead[j] {
 			return true
 		}
 	}
