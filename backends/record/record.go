@@ -60,7 +60,7 @@ func (in *Inode) Write(off int64, data []byte, mtime time.Time) error {
 	if off == backends.Append {
 		off = int64(len(in.Content))
 	}
-	if off+int64(len(data)) > backends.MaxContent {
+	if off > backends.MaxContent-int64(len(data)) {
 		return backends.ErrTooLarge
 	}
 	content := make([]byte, max(off+int64(len(data)), int64(len(in.Content))))
