@@ -1,0 +1,382 @@
+package locks
+
+import (
+	"slices"
+
+	"lockfs/backends"
+)
+
+// core is the pure part: who on this node holds which bytes of one name, and
+// who is next. It does no I/O and knows neither clock nor back end.
+//
+// Invariant: two held locks never collide (see collide).
+type core struct {
+	held []held
+	// queue are the admitted waiters: the node's claims on the name cover
+	// what they want, and only owners on this node are in their way. In the
+	// order of their admission.
+	queue []*waiter
+	// outside are the waiters that the node asks the back end for, in the
+	// order of their arrival. The back end decides in which order they are
+	// admitted; they block nobody who is inside.
+	outside []*waiter
+}
+
+// held is a lock that an owner has.
+type held struct {
+	owner Owner
+	// handle is the open file description through which it was taken.
+	handle uint64
+	backends.Lock
+	hint backends.Hint
+	pid  uint32
+}
+
+// waiter is a request that waits. Its fields are guarded by the table's mutex.
+type waiter struct {
+	Request
+	arrival uint64
+	// suspended: its caller was interrupted; the place is kept for a moment,
+	// and nothing is granted meanwhile.
+	suspended bool
+	// ask is the running request to the back end, nil when there is none.
+	ask *ask
+	// done is closed when the request is decided; then err says how.
+	done chan struct{}
+	err  error
+}
+
+func (w *waiter) decided() bool {
+	select {
+	case <-w.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (w *waiter) decide(err error) {
+	w.err = err
+	close(w.done)
+}
+
+// hint says what kind of call a request is.
+func (r *Request) hint() backends.Hint {
+	switch {
+	case r.Door == Open:
+		return backends.ByOpen
+	case r.Writable:
+		return backends.ByCallOnWritable
+	}
+	return backends.ByCall
+}
+
+// same reports whether locks of the two owners, taken through these handles,
+// belong together and never collide: those of one owner, and those of one
+// description, unless both are of processes (two processes that share a
+// description exclude each other by classic fcntl locks).
+func same(a Owner, handleA uint64, b Owner, handleB uint64) bool {
+	return a == b || handleA == handleB && (a.Kind != Process || b.Kind != Process)
+}
+
+// ours reports whether a held lock belongs to the owner of the request.
+func (h *held) ours(r *Request) bool { return same(h.owner, h.handle, r.Owner, r.Handle) }
+
+// collide reports whether a held lock is in the way of a request.
+func (h *held) collides(r *Request) bool { return h.Conflicts(r.Lock) && !h.ours(r) }
+
+// collides reports whether two requests can't both be granted.
+func (w *waiter) collides(r *Request) bool {
+	return w.Lock.Conflicts(r.Lock) && !same(w.Owner, w.Handle, r.Owner, r.Handle)
+}
+
+// inTheWay returns the held locks that collide with a request.
+func (c *core) inTheWay(r *Request) []held {
+	var all []held
+	for i := range c.held {
+		if c.held[i].collides(r) {
+			all = append(all, c.held[i])
+		}
+	}
+	return all
+}
+
+// has reports whether the request's owner has what it asks for already, or more.
+func (c *core) has(r *Request) bool {
+	var own []backends.Lock
+	for i := range c.held {
+		if c.held[i].ours(r) {
+			own = append(own, c.held[i].Lock)
+		}
+	}
+	return covers(own, r.Lock)
+}
+
+// take gives the request its lock: it replaces what the owner had on those
+// bytes, and an explicit call takes over from what the handle's open took.
+func (c *core) take(r *Request) {
+	c.replace(r)
+}
+
+// free takes a lock away from the owner of r on the bytes of r, like a lock of mode None.
+func (c *core) free(r *Request) {
+	c.replace(r)
+}
+
+// replace carries out a request whose turn it is, for any mode.
+func (c *core) replace(r *Request) {
+	kept := make([]held, 0, len(c.held)+1)
+	for _, h := range c.held {
+		if r.Door != Open && h.byOpenOf(r.Handle) {
+			continue
+		}
+		if h.owner != r.Owner || !h.Overlaps(r.Lock.Range) {
+			kept = append(kept, h)
+			continue
+		}
+		if h.First < r.Lock.First {
+			left := h
+			left.Last = r.Lock.First - 1
+			kept = append(kept, left)
+		}
+		if h.Last > r.Lock.Last {
+			right := h
+			right.First = r.Lock.Last + 1
+			kept = append(kept, right)
+		}
+	}
+	c.held = kept
+	if r.Lock.Mode != backends.None {
+		c.insert(held{owner: r.Owner, handle: r.Handle, Lock: r.Lock, hint: r.hint(), pid: r.PID})
+	}
+}
+
+// byOpenOf reports whether the lock was taken by the open of a handle, and
+// by no explicit call since.
+func (h *held) byOpenOf(handle uint64) bool {
+	return h.handle == handle && h.owner.Kind == Description && h.hint == backends.ByOpen
+}
+
+// insert adds a lock and joins it with its owner's adjacent ones of the same
+// kind, so that a file locked byte by byte does not grow the list.
+func (c *core) insert(n held) {
+	for i := 0; i < len(c.held); {
+		h := c.held[i]
+		adjacent := h.Last+1 == n.First || n.Last+1 == h.First
+		if adjacent && h.owner == n.owner && h.handle == n.handle && h.Mode == n.Mode && h.hint == n.hint && h.pid == n.pid {
+			n.First, n.Last = min(h.First, n.First), max(h.Last, n.Last)
+			c.held = slices.Delete(c.held, i, i+1)
+			continue
+		}
+		i++
+	}
+	c.held = append(c.held, n)
+}
+
+// freeAll takes away all locks that match.
+func (c *core) freeAll(match func(*held) bool) (freed bool) {
+	before := len(c.held)
+	c.held = slices.DeleteFunc(c.held, func(h held) bool { return match(&h) })
+	return len(c.held) < before
+}
+
+// settle grants what can be granted, in the order of the queue, and ends the
+// opens that yield. It returns the waiters decided; they are out of the lists.
+func (c *core) settle() {
+	for {
+		n := len(c.queue)
+		c.queue = slices.DeleteFunc(c.queue, func(w *waiter) bool { return w.decided() })
+		for i, w := range c.queue {
+			if !w.suspended && !c.blocked(i) {
+				c.take(&w.Request)
+				c.queue = slices.Delete(c.queue, i, i+1)
+				w.decide(nil)
+				break
+			}
+		}
+		if len(c.queue) == n {
+			break
+		}
+	}
+	if c.yield(&c.queue) {
+		c.settle() // who yielded may have been in the way of others
+	}
+	c.yield(&c.outside)
+}
+
+// yield ends the opens in a list that yield to a lock held here. Those that wait
+// for the back end learn of other nodes' locks from it.
+func (c *core) yield(list *[]*waiter) (any bool) {
+	before := len(*list)
+	*list = slices.DeleteFunc(*list, func(w *waiter) bool {
+		if !c.yields(&w.Request) {
+			return false
+		}
+		w.decide(backends.ErrYield)
+		return true
+	})
+	return len(*list) < before
+}
+
+// yields reports whether an open yields to a lock held here.
+func (c *core) yields(r *Request) bool {
+	if r.Door != Open || r.YieldTo == backends.ByOpen {
+		return false
+	}
+	return slices.ContainsFunc(c.held, func(h held) bool { return h.hint >= r.YieldTo && h.collides(r) })
+}
+
+// blocked reports whether the waiter at index i of the queue has to wait: for
+// a held lock, or behind one who came before. It goes ahead of those who wait
+// for its own owner, for behind them it would wait for ever.
+func (c *core) blocked(i int) bool {
+	w := c.queue[i]
+	if slices.ContainsFunc(c.held, func(h held) bool { return h.collides(&w.Request) }) {
+		return true
+	}
+	var ahead []bool
+	for k, before := range c.queue[:i] {
+		if !before.collides(&w.Request) {
+			continue
+		}
+		if ahead == nil {
+			ahead = c.waitingFor(&w.Request, c.queue[:i])
+		}
+		if !ahead[k] {
+			return true
+		}
+	}
+	return false
+}
+
+// waitingFor says of each waiter in a list, in the list's order, whether it
+// waits for a lock of the request's owner, or behind one who does.
+func (c *core) waitingFor(r *Request, list []*waiter) []bool {
+	waits := make([]bool, len(list))
+	own := slices.DeleteFunc(slices.Clone(c.held), func(h held) bool { return !h.ours(r) })
+	if len(own) == 0 {
+		return waits
+	}
+	for k, w := range list {
+		if same(w.Owner, w.Handle, r.Owner, r.Handle) {
+			continue
+		}
+		waits[k] = slices.ContainsFunc(own, func(h held) bool { return h.collides(&w.Request) }) || c.behind(list, k, waits)
+	}
+	return waits
+}
+
+// behind reports whether waiter k of a list stands behind one of these, and
+// does not go ahead of it.
+func (c *core) behind(list []*waiter, k int, these []bool) bool {
+	var ahead []bool
+	for j := range k {
+		if !these[j] || !list[j].collides(&list[k].Request) {
+			continue
+		}
+		if ahead == nil {
+			ahead = c.waitingFor(&list[k].Request, list[:k])
+		}
+		if !ahead[j] {
+			return true
+		}
+	}
+	return false
+}
+
+// all returns all waiters: who is inside, then who is outside.
+func (c *core) all() []*waiter { return slices.Concat(c.queue, c.outside) }
+
+// inOrder returns the waiters before w: all who are inside where w is outside.
+func (c *core) before(w *waiter) []*waiter {
+	all := c.all()
+	if i := slices.Index(all, w); i >= 0 {
+		return all[:i]
+	}
+	return all
+}
+
+// waitsFor returns the owners that a waiter waits for: those who hold what it
+// wants, and those who stand before it.
+func (c *core) waitsFor(w *waiter) []Owner {
+	var owners []Owner
+	for _, h := range c.inTheWay(&w.Request) {
+		owners = append(owners, h.owner)
+	}
+	before := c.before(w)
+	ahead := c.waitingFor(&w.Request, before)
+	for k, b := range before {
+		if b.collides(&w.Request) && !ahead[k] && !b.suspended {
+			owners = append(owners, b.Owner)
+		}
+	}
+	return owners
+}
+
+// kept returns the locks on this name that can't come free before the
+// request's owner goes on: its own, and those of the waiters inside who wait for it.
+// The back end lets the request go ahead of those who wait for them.
+func (c *core) kept(r *Request) []backends.Lock {
+	var locks []backends.Lock
+	for i := range c.held {
+		if c.held[i].ours(r) {
+			locks = append(locks, c.held[i].Lock)
+		}
+	}
+	if len(locks) == 0 {
+		return nil
+	}
+	for k, waits := range c.waitingFor(r, c.queue) {
+		if waits {
+			locks = append(locks, c.queue[k].Lock)
+		}
+	}
+	return locks
+}
+
+// blockedByOutside reports whether a newcomer would overtake a waiter that
+// the node asks the back end for.
+func (c *core) blockedByOutside(r *Request) bool {
+	if len(c.outside) == 0 {
+		return false
+	}
+	all := c.all()
+	ahead := c.waitingFor(r, all)
+	for k, w := range all[len(c.queue):] {
+		if w.collides(r) && !ahead[len(c.queue)+k] {
+			return true
+		}
+	}
+	return false
+}
+
+// remove takes a waiter out of the lists.
+func (c *core) remove(w *waiter) {
+	is := func(o *waiter) bool { return o == w }
+	c.queue = slices.DeleteFunc(c.queue, is)
+	c.outside = slices.DeleteFunc(c.outside, is)
+}
+
+// needs returns what the owners on this node need the node to have: what
+// they hold, and what the waiters inside have been admitted for.
+func (c *core) needs() []backends.Lock {
+	locks := make([]backends.Lock, 0, len(c.held)+len(c.queue))
+	for i := range c.held {
+		locks = append(locks, c.held[i].Lock)
+	}
+	for _, w := range c.queue {
+		locks = append(locks, w.Lock)
+	}
+	return union(locks)
+}
+
+// hintOn says what kind of call stands behind the held locks on a range;
+// ok is false where nothing is held.
+func (c *core) hintOn(r backends.Range) (hint backends.Hint, ok bool) {
+	for i := range c.held {
+		if c.held[i].Overlaps(r) {
+			hint, ok = max(hint, c.held[i].hint), true
+		}
+	}
+	return hint, ok
+}

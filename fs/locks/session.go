@@ -1,0 +1,264 @@
+package locks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"lockfs/backends"
+)
+
+// ask is a running request of a waiter to the back end.
+type ask struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	// suspect: messages may have been lost since it began, so its claim may
+	// be wanted by another node though nobody said so.
+	suspect bool
+}
+
+// startAsk asks the back end on behalf of a waiter that is outside.
+func (t *Table) startAsk(n *name, w *waiter) {
+	ctx, cancel := context.WithCancel(context.Background())
+	a := &ask{ctx: ctx, cancel: cancel}
+	w.ask = a
+	request := backends.Request{Lock: w.Lock, Wait: w.Wait, Held: n.kept(&w.Request), Hint: w.hint(), YieldTo: w.YieldTo}
+	t.asks.Go(func() {
+		defer cancel()
+		for t.asked(w, a, request) {
+			select { // only after an error: do not spin
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	})
+}
+
+// asked makes one attempt and carries out what it came to. It returns whether to try again.
+func (t *Table) asked(w *waiter, a *ask, request backends.Request) (again bool) {
+	session, err := t.current(a.ctx, w.Wait)
+	var claim backends.Claim
+	if err == nil {
+		claim, err = session.Acquire(a.ctx, w.Name, request)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.name(w.Name) // not that of the start: it may have been forgotten since
+	defer t.forget(n)
+	if err == nil && session == t.session {
+		claim.Contended = claim.Contended || a.suspect
+		n.list = append(n.list, claim)
+		if w.ask == a && !w.decided() {
+			t.admitted(n, w)
+		}
+		t.settle(n)
+		t.refuse(n, w)
+		return false
+	}
+	switch {
+	case w.ask != a || w.decided():
+		return false
+	case err == nil, errors.Is(err, backends.ErrSessionOver), errors.Is(err, backends.ErrUnavailable) && w.Wait:
+		return true
+	}
+	n.remove(w)
+	w.decide(err)
+	t.unlist(w)
+	t.settle(n)
+	return false
+}
+
+// admitted lets a waiter in: the node's claims cover it now.
+func (t *Table) admitted(n *name, w *waiter) {
+	w.ask = nil
+	n.remove(w)
+	n.queue = append(n.queue, w)
+}
+
+// refuse ends a request that is not to wait, and was let in, but found an owner
+// on this node in its way.
+func (t *Table) refuse(n *name, w *waiter) {
+	if !w.Wait && !w.decided() && slices.Contains(n.queue, w) {
+		n.remove(w)
+		w.decide(backends.ErrWouldBlock)
+		t.unlist(w)
+		t.settle(n)
+	}
+}
+
+// current returns the session once there is one that holds; while there is none it waits, and a request that
+// is not to wait gives up after a while with ErrUnavailable.
+func (t *Table) current(ctx context.Context, wait bool) (backends.Session, error) {
+	var giveUp <-chan time.Time
+	if !wait {
+		timer := time.NewTimer(t.options.UnavailableAfter)
+		defer timer.Stop()
+		giveUp = timer.C
+	}
+	for {
+		t.mu.Lock()
+		session, news := t.session, t.news
+		t.mu.Unlock()
+		if session != nil && session.Valid() {
+			return session, nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-giveUp:
+			return nil, fmt.Errorf("no session with the back end: %w", backends.ErrUnavailable)
+		}
+	}
+}
+
+// run serves the session's events, and opens a new session when one is lost.
+func (t *Table) run(ctx context.Context, session backends.Session) {
+	defer close(t.ended)
+	for session != nil {
+		select {
+		case event := <-session.Events():
+			t.wanted(event)
+		case <-session.Done():
+			t.lose(session)
+			session = t.reopen(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// wanted notes that another node waits for what this one has.
+func (t *Table) wanted(event backends.Event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if event.Name != "" {
+		if n := t.names[event.Name]; n != nil {
+			n.wanted = max(n.wanted, event.Seq)
+		}
+		return
+	}
+	for _, n := range t.names {
+		for i := range n.list {
+			n.list[i].Contended = true
+		}
+		for _, w := range n.outside {
+			if w.ask != nil {
+				w.ask.suspect = true
+			}
+		}
+	}
+}
+
+// lose carries out the loss of a session: what was held is lost, who waits
+// goes on waiting for the next session.
+func (t *Table) lose(session backends.Session) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return
+	}
+	t.log.Error("session lost, and all locks with it", "session", session.ID(), "reason", session.Err())
+	t.announce(nil)
+	for _, n := range t.names {
+		for i := range n.held {
+			t.logLost(n, &n.held[i], session.Err())
+			t.lost[n.held[i].handle] = true
+		}
+		n.held, n.list = nil, nil
+		t.leave(n)
+		if n.freed != nil {
+			close(n.freed)
+			n.freed = nil
+		}
+		t.forget(n)
+	}
+}
+
+// leave puts the waiters inside a name outside again, in front, and ends those
+// whose descriptor lost a lock.
+func (t *Table) leave(n *name) {
+	inside := n.queue
+	n.queue, n.outside = nil, slices.Concat(n.queue, n.outside)
+	for _, w := range n.all() {
+		if t.lost[w.Handle] {
+			n.remove(w)
+			w.decide(ErrLost)
+			t.unlist(w)
+		} else if slices.Contains(inside, w) {
+			t.startAsk(n, w)
+		}
+	}
+}
+
+// logLost writes the one line that says which lock was lost.
+func (t *Table) logLost(n *name, h *held, reason error) {
+	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", h.pid)) // may be gone already
+	token, _ := n.claims.token()
+	t.log.Error("lock lost", "name", n.name, "mode", h.Mode.String(), "pid", h.pid,
+		"command", strings.TrimSpace(string(comm)), "token", token, "reason", reason)
+}
+
+// reopen opens a new session, however long it takes. nil: ctx ended.
+func (t *Table) reopen(ctx context.Context) backends.Session {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		attempt, cancel := context.WithTimeout(ctx, t.options.UnavailableAfter)
+		session, err := t.options.Open(attempt)
+		cancel()
+		if err == nil {
+			t.log.Info("new session", "session", session.ID())
+			t.mu.Lock()
+			t.announce(session)
+			t.mu.Unlock()
+			return session
+		}
+		t.log.Warn("no new session yet", "reason", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// announce sets the session (nil: none) and tells those who wait for one.
+func (t *Table) announce(session backends.Session) {
+	t.session = session
+	close(t.news)
+	t.news = make(chan struct{})
+}
+
+// Close releases everything, says goodbye to the back end and ends all waits
+// with ErrClosed. ctx bounds it.
+func (t *Table) Close(ctx context.Context) error {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return nil
+	}
+	t.closed = true
+	for _, n := range t.names {
+		for _, w := range n.all() {
+			n.remove(w)
+			w.decide(ErrClosed)
+			t.unlist(w)
+		}
+	}
+	t.mu.Unlock()
+	t.stop()
+	<-t.ended
+	t.asks.Wait()
+	t.mu.Lock()
+	session := t.session
+	t.mu.Unlock()
+	if session == nil {
+		return nil
+	}
+	err := session.Close(ctx)
+	t.changes.Wait() // each ends with the session
+	return err
+}
