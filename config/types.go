@@ -27,6 +27,10 @@ type Config struct {
 	Backends []Backend
 	// File is where the configuration came from, empty for the default.
 	File string
+	// Ignored names the keys of the Python library's clients that were
+	// accepted and have no meaning here ("backends[0].config.encoding"), for
+	// the caller to log.
+	Ignored []string
 }
 
 // Policy is what can be set for the mount and by name pattern.
@@ -44,8 +48,6 @@ type NamePolicy struct {
 }
 
 // For returns the policy for a name.
-func (c *Config) For(name string) Policy { return policyFor(c, name) }
-
 // LockOnOpen says when an open for writing takes the write lock.
 type LockOnOpen uint8
 
@@ -84,7 +86,7 @@ type Backend struct {
 	File      *File
 }
 
-// Redis is a Redis server. URL, where set, has decided the fields above it.
+// Redis is a Redis server. A url in the file has been taken apart into these fields.
 type Redis struct {
 	// Network is "tcp" or "unix", Address "host:port" or the socket's path.
 	Network, Address   string
