@@ -1,0 +1,152 @@
+package fs
+
+import (
+	"errors"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"lockfs/backends"
+)
+
+// How long the kernel may believe what it was told. Regular files' attributes
+// not at all: programs that lock by link(2) compare link counts right after,
+// and the two names are two inodes to the kernel.
+const (
+	entryFor   = time.Second
+	dirAttrFor = time.Second
+)
+
+func attrFor(info backends.Info) time.Duration {
+	if info.IsDir() {
+		return dirAttrFor
+	}
+	return 0
+}
+
+func fillAttr(out *fuse.Attr, info backends.Info) {
+	*out = fuse.Attr{Ino: info.Ino, Size: uint64(info.Size), Blocks: uint64(info.Size+511) / 512,
+		Mode: info.Mode, Nlink: info.Nlink, Owner: fuse.Owner{Uid: info.UID, Gid: info.GID}, Blksize: 4096}
+	out.SetTimes(&info.Atime, &info.Mtime, &info.Ctime)
+}
+
+// fillEntry counts a lookup and answers it.
+func (f *FileSystem) fillEntry(out *fuse.EntryOut, name string, info backends.Info, private bool) {
+	n := f.nodes.enter(name, info, private)
+	out.NodeId, out.Generation = n.id, 1
+	fillAttr(&out.Attr, info)
+	out.SetAttrTimeout(attrFor(info))
+	if !private {
+		out.SetEntryTimeout(entryFor)
+	}
+}
+
+// GetAttr implements fuse.RawFileSystem.
+func (f *FileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n, name, err := f.nodes.find(in.NodeId)
+	if err == nil {
+		err = f.getAttr(n, out)
+	}
+	return f.status("stat", name, err)
+}
+
+func (f *FileSystem) getAttr(n *node, out *fuse.AttrOut) error {
+	info, err := f.onInode(n.ino, func() (backends.Info, error) {
+		return f.store.StatInode(f.life, n.ino)
+	}, func(c *file) (backends.Info, error) {
+		return c.stat(f.life, f.store)
+	})
+	if err != nil {
+		return err
+	}
+	f.answer(n, info, out)
+	return nil
+}
+
+func (f *FileSystem) answer(n *node, info backends.Info, out *fuse.AttrOut) {
+	f.nodes.told(n, info)
+	fillAttr(&out.Attr, info)
+	out.SetTimeout(attrFor(info))
+}
+
+// onInode runs opened where the inode is open here, else closed; an inode
+// that is gone and not open is a name that the kernel has to look up again.
+func (f *FileSystem) onInode(ino uint64, closed func() (backends.Info, error),
+	opened func(*file) (backends.Info, error)) (backends.Info, error) {
+	if c := f.files.hold(ino); c != nil {
+		defer f.files.release(c)
+		return opened(c)
+	}
+	info, err := closed()
+	if errors.Is(err, backends.ErrNotExist) {
+		return info, syscall.ESTALE
+	}
+	return info, err
+}
+
+// SetAttr implements fuse.RawFileSystem: chmod, chown, utimens, truncate.
+func (f *FileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n, name, err := f.nodes.find(in.NodeId)
+	if err == nil {
+		err = f.setAttr(caller(cancel), n, in, out)
+	}
+	return f.status("set attributes", name, err)
+}
+
+func (f *FileSystem) setAttr(ctx caller, n *node, in *fuse.SetAttrIn, out *fuse.AttrOut) error {
+	attr := wanted(in)
+	if attr.Size != nil && *attr.Size > backends.MaxContent {
+		return syscall.EFBIG
+	}
+	// FATTR_FH comes with ftruncate only: it writes, so it needs what a write needs.
+	if fh, ok := in.GetFh(); ok && attr.Size != nil {
+		h, err := f.handles.find(fh)
+		if err == nil {
+			err = f.ready(ctx, h, h.nonblock())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	info, err := f.onInode(n.ino, func() (backends.Info, error) {
+		return f.store.Update(f.life, n.ino, attr)
+	}, func(c *file) (backends.Info, error) {
+		return c.update(f.life, f.store, attr)
+	})
+	if err != nil {
+		return err
+	}
+	f.answer(n, info, out)
+	return nil
+}
+
+// wanted returns the attributes that a SETATTR names.
+func wanted(in *fuse.SetAttrIn) backends.Attr {
+	now := time.Now()
+	attr := backends.Attr{Ctime: now}
+	if mode, ok := in.GetMode(); ok {
+		attr.Mode = &mode
+	}
+	if uid, ok := in.GetUID(); ok {
+		attr.UID = &uid
+	}
+	if gid, ok := in.GetGID(); ok {
+		attr.GID = &gid
+	}
+	if size, ok := in.GetSize(); ok {
+		s := int64(min(size, 1<<62))
+		attr.Size, attr.Mtime = &s, &now
+	}
+	if in.Valid&fuse.FATTR_ATIME_NOW != 0 {
+		attr.Atime = &now
+	} else if atime, ok := in.GetATime(); ok {
+		attr.Atime = &atime
+	}
+	if in.Valid&fuse.FATTR_MTIME_NOW != 0 {
+		attr.Mtime = &now
+	} else if mtime, ok := in.GetMTime(); ok {
+		attr.Mtime = &mtime
+	}
+	return attr
+}

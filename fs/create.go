@@ -1,0 +1,157 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"lockfs/backends"
+)
+
+// The kernel sends CREATE for a name that does not exist, and keeps the
+// directory locked until the answer. So CREATE tries the lock once. Where it would have
+// to wait, the file is there by now: answered with ESTALE, the kernel looks the
+// name up again, finds it and sends OPEN, which may wait as long as it likes. A name
+// that somebody else created in between (O_CREAT without O_EXCL) goes the same way.
+//
+// That way is closed to O_EXCL (the file must not exist when the kernel looks again) and
+// to an open that has been told already; these wait here, but not for ever.
+
+// createWait bounds a wait in CREATE; then EAGAIN. It takes a lock that is held on
+// a name that doesn't exist, by one who unlinked it, to get there.
+const createWait = 5 * time.Second
+
+// creation is one CREATE request.
+type creation struct {
+	in    *fuse.CreateIn
+	name  string
+	again bool // the kernel can't be told to look again
+	excl  bool
+}
+
+// Create implements fuse.RawFileSystem.
+func (f *FileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, component string, out *fuse.CreateOut) fuse.Status {
+	name, err := f.nodes.child(in.NodeId, component)
+	if err != nil {
+		return f.status("create", component, err)
+	}
+	c := creation{in: in, name: name, excl: in.Flags&syscall.O_EXCL != 0,
+		again: f.retries.take(in.Pid, name) || in.Pid == 0}
+	var h *handle
+	if c.excl {
+		h, err = f.createExclusively(caller(cancel), c)
+	} else {
+		h, err = f.createOrOpen(caller(cancel), c)
+	}
+	if err == nil {
+		// A bare handle is to have a nodeid of its own: see retry.go.
+		f.fillEntry(&out.EntryOut, name, *h.file.last.Load(), h.isBare())
+		out.Fh, out.OpenOut.OpenFlags = h.id, openFlags
+	}
+	return f.status("create", name, err)
+}
+
+func (c creation) info() backends.Info {
+	return backends.Info{Mode: syscall.S_IFREG | c.in.Mode&07777}
+}
+
+// createOrOpen is O_CREAT alone: never EEXIST.
+func (f *FileSystem) createOrOpen(ctx context.Context, c creation) (*handle, error) {
+	info, created, err := f.createOrFind(c)
+	if err != nil {
+		return nil, err
+	}
+	h := f.newHandle(c.name, info, c.in.Flags, c.in.Pid)
+	bare, err := f.lockOnOpen(ctx, h, false)
+	if err != nil && !h.nonblock() && mayWait(err) {
+		if c.again {
+			bare, err = f.lockBriefly(ctx, h)
+		} else {
+			err = f.lookAgain(c.in.Pid, c.name)
+		}
+	}
+	if err == nil {
+		err = f.opened(h, bare, !created && c.in.Flags&syscall.O_TRUNC != 0)
+	}
+	if err != nil {
+		f.discard(h)
+		return nil, err
+	}
+	return h, nil
+}
+
+// mayWait reports whether waiting may help where trying didn't.
+func mayWait(err error) bool {
+	e := errno(err)
+	return e == syscall.EAGAIN || e == syscall.ENOLCK
+}
+
+// createOrFind creates the name, or finds what somebody created first.
+func (f *FileSystem) createOrFind(c creation) (info backends.Info, created bool, err error) {
+	for f.life.Err() == nil {
+		info, err = f.store.Create(f.life, c.name, f.owned(&c.in.InHeader, c.info()))
+		if !errors.Is(err, backends.ErrExist) {
+			return info, err == nil, err
+		}
+		if !c.again {
+			// The kernel opens it then, with all its checks.
+			return info, false, f.lookAgain(c.in.Pid, c.name)
+		}
+		info, err = f.store.Stat(f.life, c.name)
+		switch {
+		case errors.Is(err, backends.ErrNotExist):
+			continue // gone again
+		case err != nil:
+			return info, false, err
+		case info.Mode&syscall.S_IFMT != syscall.S_IFREG:
+			return info, false, syscall.ESTALE
+		case !permits(&c.in.InHeader, info, access(c.in.Flags)):
+			return info, false, syscall.EACCES
+		}
+		return info, false, nil
+	}
+	return info, false, f.life.Err()
+}
+
+// lockBriefly waits for the lock of an open while the kernel keeps the directory locked.
+func (f *FileSystem) lockBriefly(ctx context.Context, h *handle) (bare bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, createWait)
+	defer cancel()
+	bare, err = f.lockOnOpen(ctx, h, true)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return false, fmt.Errorf("create %q, still locked after %v: %w", h.name, createWait, backends.ErrWouldBlock)
+	}
+	return bare, err
+}
+
+// createExclusively is O_CREAT|O_EXCL. It takes the lock before it creates
+// the name, so that an interrupted wait leaves no file behind that nobody could create again.
+func (f *FileSystem) createExclusively(ctx context.Context, c creation) (*handle, error) {
+	h := f.newHandle(c.name, backends.Info{}, c.in.Flags, c.in.Pid)
+	bare, err := f.lockOnOpen(ctx, h, false)
+	if err != nil && mayWait(err) {
+		// Who comes too late is told so at once, whoever holds the lock.
+		_, missing := f.store.Stat(f.life, c.name)
+		switch {
+		case missing == nil:
+			err = syscall.EEXIST
+		case errors.Is(missing, backends.ErrNotExist) && !h.nonblock():
+			bare, err = f.lockBriefly(ctx, h)
+		}
+	}
+	var info backends.Info
+	if err == nil {
+		info, err = f.store.Create(f.life, c.name, f.owned(&c.in.InHeader, c.info()))
+	}
+	if err != nil {
+		f.discard(h)
+		return nil, err
+	}
+	f.files.release(h.file)
+	h.file = f.files.open(info)
+	return h, f.opened(h, bare, false)
+}

@@ -1,0 +1,174 @@
+package fs
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"lockfs/backends"
+)
+
+// handle is an open file description.
+type handle struct {
+	id   uint64
+	file *file
+	// name is the one it was opened under: the lock of every call through it.
+	// A rename doesn't change it.
+	name string
+	// writable: opened for writing (or with O_TRUNC, which writes).
+	writable bool
+	// pid is the process that opened it.
+	pid uint32
+	// flags are the descriptor's as last seen: fcntl(F_SETFL) can change O_NONBLOCK and O_APPEND.
+	flags atomic.Uint32
+
+	// work is held while a truncation that was put off is carried out, so
+	// that no write of another thread gets before it.
+	work sync.Mutex
+
+	mu sync.Mutex // guards what follows
+	// bare: open for writing without the lock that the open should have
+	// taken; the first explicit call or the first write ends it.
+	bare bool
+	// truncate: O_TRUNC is put off until the write lock is had.
+	truncate bool
+	// owners of fcntl locks that came through the handle. The kernel doesn't
+	// tell a process from a description (OFD) here, nor does it say goodbye for
+	// the latter; so what FLUSH did not take back ends with the handle.
+	owners []uint64
+}
+
+var wholeWrite = backends.Lock{Range: backends.Whole, Mode: backends.Write}
+
+func (h *handle) nonblock() bool { return h.flags.Load()&syscall.O_NONBLOCK != 0 }
+
+// setBare says that the open was let through without its lock.
+func (h *handle) setBare(truncate bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.bare, h.truncate = true, truncate
+}
+
+func (h *handle) isBare() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.bare
+}
+
+// settle ends bareness; it returns whether a truncation is due.
+func (h *handle) settle() (truncate bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.bare = false
+	return h.truncate
+}
+
+func (h *handle) truncated() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.truncate = false
+}
+
+// came notes an owner before its call, so that whatever the call leaves
+// behind is freed with the handle.
+func (h *handle) came(owner uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !slices.Contains(h.owners, owner) {
+		h.owners = append(h.owners, owner)
+	}
+}
+
+// went forgets an owner that FLUSH has freed.
+func (h *handle) went(owner uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.owners = slices.DeleteFunc(h.owners, func(o uint64) bool { return o == owner })
+}
+
+// left takes the owners that were not freed.
+func (h *handle) left() []uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	owners := h.owners
+	h.owners = nil
+	return owners
+}
+
+// handles is the table of handles, of files and of directories, by the number
+// that the kernel has. Numbers are never used twice: they are the owners of locks.
+type handles struct {
+	last  atomic.Uint64
+	mu    sync.RWMutex
+	files map[uint64]*handle
+	dirs  map[uint64]*dirHandle
+}
+
+func newHandles() *handles {
+	return &handles{files: map[uint64]*handle{}, dirs: map[uint64]*dirHandle{}}
+}
+
+// next returns a number for a new handle.
+func (t *handles) next() uint64 { return t.last.Add(1) }
+
+func (t *handles) add(h *handle) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.files[h.id] = h
+}
+
+func (t *handles) find(id uint64) (*handle, error) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	h := t.files[id]
+	if h == nil {
+		return nil, syscall.EBADF
+	}
+	return h, nil
+}
+
+func (t *handles) remove(id uint64) *handle {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.files[id]
+	delete(t.files, id)
+	return h
+}
+
+// inodes returns the inodes that are open under a name.
+func (t *handles) inodes(name string) []uint64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var inos []uint64
+	for _, h := range t.files {
+		if h.name == name && !slices.Contains(inos, h.file.ino) {
+			inos = append(inos, h.file.ino)
+		}
+	}
+	return inos
+}
+
+func (t *handles) addDir(d *dirHandle) uint64 {
+	id := t.next()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dirs[id] = d
+	return id
+}
+
+func (t *handles) findDir(id uint64) (*dirHandle, error) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	d := t.dirs[id]
+	if d == nil {
+		return nil, syscall.EBADF
+	}
+	return d, nil
+}
+
+func (t *handles) removeDir(id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.dirs, id)
+}

@@ -1,0 +1,185 @@
+package fs
+
+import (
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"lockfs/backends"
+)
+
+// node is what a FUSE nodeid stands for: a name and the inode that it had.
+// Other nodes can remove or replace the name while the kernel still knows the
+// nodeid; open then answers ESTALE and the kernel looks the name up again.
+type node struct {
+	id, ino uint64
+	// private: looked up for one open only; see retry.go.
+	private bool
+
+	// Guarded by nodes.mu.
+	name      string // what Rename on this mount made of it
+	lookups   uint64 // as counted by the kernel, until FORGET
+	mode, gid uint32 // as last told to the kernel; for what is created in a directory
+}
+
+// nodes is the table of nodeids. Invariant: of the nodes in it that are not
+// private no two have the same name and inode, and byName holds just these.
+type nodes struct {
+	mu     sync.RWMutex
+	last   uint64 // greatest nodeid given; none is ever given again
+	byID   map[uint64]*node
+	byName map[string][]*node
+	// private are those that are, for rename; they are few and short-lived.
+	private map[uint64]*node
+}
+
+func newNodes() *nodes {
+	root := &node{id: fuse.FUSE_ROOT_ID, ino: backends.RootIno, lookups: 1}
+	return &nodes{last: root.id,
+		byID:    map[uint64]*node{root.id: root},
+		byName:  map[string][]*node{"": {root}},
+		private: map[uint64]*node{}}
+}
+
+// find returns a node and its name now. An id that is not known was made by
+// an earlier server: ESTALE.
+func (t *nodes) find(id uint64) (*node, string, error) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := t.byID[id]
+	if n == nil {
+		return nil, "", syscall.ESTALE
+	}
+	return n, n.name, nil
+}
+
+// child returns the name of a component in a directory.
+func (t *nodes) child(parent uint64, component string) (string, error) {
+	_, dir, err := t.find(parent)
+	if err != nil {
+		return "", err
+	}
+	return join(dir, component)
+}
+
+func join(dir, component string) (string, error) {
+	name := component
+	if dir != "" {
+		name = dir + "/" + component
+	}
+	if len(component) > backends.MaxComponent || len(name) > backends.MaxName {
+		return "", syscall.ENAMETOOLONG
+	}
+	return name, nil
+}
+
+// enter counts one more lookup of a name and returns its node.
+func (t *nodes) enter(name string, info backends.Info, private bool) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.shared(name, info.Ino)
+	if n == nil || private {
+		t.last++
+		n = &node{id: t.last, ino: info.Ino, name: name, private: private}
+		t.byID[n.id] = n
+		if private {
+			t.private[n.id] = n
+		} else {
+			t.byName[name] = append(t.byName[name], n)
+		}
+	}
+	n.lookups++
+	n.mode, n.gid = info.Mode, info.GID
+	return n
+}
+
+// shared is called with t.mu held.
+func (t *nodes) shared(name string, ino uint64) *node {
+	for _, n := range t.byName[name] {
+		if n.ino == ino {
+			return n
+		}
+	}
+	return nil
+}
+
+// told notes the attributes that the kernel has been told.
+func (t *nodes) told(n *node, info backends.Info) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.mode, n.gid = info.Mode, info.GID
+}
+
+// directory returns mode and group of a directory as last told to the kernel,
+// which has checked the caller's permission against the same.
+func (t *nodes) directory(id uint64) (mode, gid uint32) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if n := t.byID[id]; n != nil {
+		return n.mode, n.gid
+	}
+	return 0, 0
+}
+
+// forget takes back lookups. The root stays for ever.
+func (t *nodes) forget(id, lookups uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.byID[id]
+	if n == nil || id == fuse.FUSE_ROOT_ID {
+		return
+	}
+	n.lookups -= min(lookups, n.lookups)
+	if n.lookups == 0 {
+		delete(t.byID, id)
+		delete(t.private, id)
+		t.unname(n)
+	}
+}
+
+// unname is called with t.mu held.
+func (t *nodes) unname(n *node) {
+	rest := slices.DeleteFunc(t.byName[n.name], func(o *node) bool { return o == n })
+	if len(rest) == 0 {
+		delete(t.byName, n.name)
+	} else {
+		t.byName[n.name] = rest
+	}
+}
+
+// rename gives the nodes of one inode their new name. Handles keep the old
+// one, for it names their lock.
+func (t *nodes) rename(from, to string, ino uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, n := range t.private {
+		if n.name == from && n.ino == ino {
+			n.name = to
+		}
+	}
+	n := t.shared(from, ino)
+	if n == nil {
+		return
+	}
+	t.unname(n)
+	n.name = to
+	if t.shared(to, ino) == nil {
+		t.byName[to] = append(t.byName[to], n)
+	}
+}
+
+// inodesOf returns the inodes that the kernel knows, or knew, under a name.
+func (t *nodes) inodesOf(name string) []uint64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var inos []uint64
+	for _, n := range t.byName[name] {
+		inos = append(inos, n.ino)
+	}
+	return inos
+}
+
+// Forget implements fuse.RawFileSystem.
+func (f *FileSystem) Forget(nodeid, nlookup uint64) { f.nodes.forget(nodeid, nlookup) }

@@ -1,0 +1,173 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"lockfs/backends"
+	"lockfs/config"
+)
+
+// Options say what to mount and where.
+type Options struct {
+	// Mountpoint is an existing directory.
+	Mountpoint string
+	// Backend stays the caller's: it closes it after Wait or Close.
+	Backend backends.Backend
+	Config  *config.Config
+	// Log may be nil.
+	Log *slog.Logger
+	// MountOptions are further options of mount(8): ro, noexec, ….
+	MountOptions []string
+	// AllowOther lets other users than the one who mounts use the mount.
+	AllowOther bool
+}
+
+// Server is a live mount.
+type Server struct {
+	fs    *FileSystem
+	fuse  *fuse.Server
+	point string
+	log   *slog.Logger
+	done  chan struct{} // closed when requests no longer come and the table is closed
+	err   error         // of closing the table; set before done is closed
+}
+
+// maxWrite is the greatest WRITE and READ: more than a file can hold, so that
+// one that is too large is refused as a whole.
+const maxWrite = 1 << 20
+
+// goodbye bounds the release of what is held after the mount has gone.
+const goodbye = 10 * time.Second
+
+// ServerOptions are the options under which go-fuse is to serve a FileSystem, however it was mounted.
+func ServerOptions(o Options) *fuse.MountOptions {
+	log := o.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	options := slices.Clone(o.MountOptions)
+	if !slices.Contains(options, "default_permissions") {
+		options = append(options, "default_permissions")
+	}
+	return &fuse.MountOptions{
+		Name: "lockfs", FsName: "lockfs",
+		Options:    options,
+		AllowOther: o.AllowOther,
+		// A plain user needs fusermount3, root needs nothing.
+		DirectMountStrict: os.Geteuid() == 0,
+		EnableLocks:       true,
+		// O_TRUNC comes with OPEN, so that it can be put off until the lock is had.
+		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC,
+		MaxWrite:          maxWrite,
+		// RELEASE counts as background work, and must not queue up behind slow ones.
+		MaxBackground: 256,
+		Logger:        slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		PanicHandler:  panicked(log),
+	}
+}
+
+// Mount mounts and returns once the mount is live. ctx bounds that only.
+// On an error nothing is left mounted and no session open.
+func Mount(ctx context.Context, o Options) (*Server, error) {
+	point, err := filepath.Abs(o.Mountpoint)
+	if err != nil {
+		return nil, fmt.Errorf("mount point %q: %w", o.Mountpoint, err)
+	}
+	fs, err := New(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	server, err := fuse.NewServer(fs, point, ServerOptions(o))
+	if err != nil {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("mount lockfs on %s: %w", point, err), fs.Close(closing))
+	}
+	s := &Server{fs: fs, fuse: server, point: point, log: fs.log, done: make(chan struct{})}
+	go s.serve()
+	if err := server.WaitMount(); err != nil {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("mount lockfs on %s: %w", point, err), s.Close(closing))
+	}
+	return s, nil
+}
+
+// serve ends when the mount has gone, whoever unmounted it.
+func (s *Server) serve() {
+	defer close(s.done)
+	s.fuse.Serve()
+	ctx, cancel := context.WithTimeout(context.Background(), goodbye)
+	defer cancel()
+	s.err = s.fs.Close(ctx)
+}
+
+// Wait returns when the mount has gone, whoever unmounted it, and all that
+// was held has been released; its error says that the latter could not be
+// told to the back end in time, whose lease then ends it.
+func (s *Server) Wait() error {
+	<-s.done
+	return s.err
+}
+
+// Close releases all locks and unmounts. Where files are still open it
+// detaches the mount (umount -l) and says so in the log: calls on them fail from then on, and
+// the kernel lets go of the mount when this process ends. ctx bounds it.
+func (s *Server) Close(ctx context.Context) error {
+	select {
+	case <-s.done:
+		return s.err
+	default:
+	}
+	err := unmount(ctx, s.point, false)
+	if err == nil {
+		return s.wait(ctx)
+	}
+	s.log.Warn("mount is busy: releasing all locks and detaching it", "mountpoint", s.point, "error", err)
+	released := s.fs.Close(ctx)
+	if err := unmount(ctx, s.point, true); err != nil {
+		return errors.Join(released, fmt.Errorf("detach %s: %w", s.point, err))
+	}
+	return released
+}
+
+func (s *Server) wait(ctx context.Context) error {
+	select {
+	case <-s.done:
+		return s.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of the mount %s: %w", s.point, context.Cause(ctx))
+	}
+}
+
+// unmount unmounts as whom mounted; lazily: though files are open.
+func unmount(ctx context.Context, point string, lazily bool) error {
+	if os.Geteuid() == 0 {
+		flags := 0
+		if lazily {
+			flags = unix.MNT_DETACH
+		}
+		return os.NewSyscallError("umount", unix.Unmount(point, flags))
+	}
+	args := []string{"-u", point}
+	if lazily {
+		args = []string{"-u", "-z", point}
+	}
+	out, err := exec.CommandContext(ctx, "fusermount3", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("fusermount3 %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
