@@ -132,6 +132,11 @@ type Request struct {
 	Held []Lock
 	// Hint says what stands behind the claim, for others' YieldTo.
 	Hint Hint
+	// Queued, where not nil, is called at most once, when the request has its
+	// place in the queue and waits; not where Acquire decides at once. It must
+	// not block. A node's requests that follow one another wait for it, so
+	// that they stand in the queue in their order.
+	Queued func()
 	// YieldTo, where it is not ByOpen (0), ends the request with ErrYield as
 	// soon as a claim in the way, held by another session, has at least this
 	// hint.

@@ -2,6 +2,7 @@ package locks
 
 import (
 	"slices"
+	"time"
 
 	"lockfs/backends"
 )
@@ -36,11 +37,14 @@ type held struct {
 type waiter struct {
 	Request
 	arrival uint64
-	// suspended: its caller was interrupted; the place is kept for a moment,
+	// suspended: its caller was interrupted; the place is kept until then,
 	// and nothing is granted meanwhile.
 	suspended bool
+	until     time.Time
 	// ask is the running request to the back end, nil when there is none.
 	ask *ask
+	// asked: the back end granted it; wentAhead: it was asked with locks that its owner keeps.
+	asked, wentAhead bool
 	// done is closed when the request is decided; then err says how.
 	done chan struct{}
 	err  error
@@ -231,7 +235,7 @@ func (c *core) yields(r *Request) bool {
 // for its own owner, for behind them it would wait for ever.
 func (c *core) blocked(i int) bool {
 	w := c.queue[i]
-	if slices.ContainsFunc(c.held, func(h held) bool { return h.collides(&w.Request) }) {
+	if slices.ContainsFunc(c.held, func(h held) bool { return h.collides(&w.Request) }) || c.awaitsEarlier(w) {
 		return true
 	}
 	var ahead []bool
@@ -247,6 +251,16 @@ func (c *core) blocked(i int) bool {
 		}
 	}
 	return false
+}
+
+// awaitsEarlier reports whether the grant of one who came before w to the
+// back end, and excludes it, must be under way: the back end served it first, for
+// requests that collide are sent one after the other (startAsk). Only who went ahead
+// of others by what its owner keeps may have been served before them.
+func (c *core) awaitsEarlier(w *waiter) bool {
+	return w.asked && !w.wentAhead && slices.ContainsFunc(c.outside, func(o *waiter) bool {
+		return o.Wait && o.arrival < w.arrival && o.collides(&w.Request) && (o.ask == nil || !o.ask.again)
+	})
 }
 
 // waitingFor says of each waiter in a list, in the list's order, whether it

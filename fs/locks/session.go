@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"lockfs/backends"
@@ -16,19 +17,29 @@ import (
 type ask struct {
 	ctx    context.Context
 	cancel context.CancelFunc
+	// queued is closed, by ready, when the request stands in the back end's queue, or is over.
+	queued <-chan struct{}
+	ready  func()
 	// suspect: messages may have been lost since it began, so its claim may
 	// be wanted by another node though nobody said so.
 	suspect bool
+	// again: it failed and was made again, so that later ones may stand before it.
+	again bool
 }
 
-// startAsk asks the back end on behalf of a waiter that is outside.
+// startAsk asks the back end on behalf of a waiter that is outside, after
+// those who came before it and collide with it have their places.
 func (t *Table) startAsk(n *name, w *waiter) {
 	ctx, cancel := context.WithCancel(context.Background())
-	a := &ask{ctx: ctx, cancel: cancel}
-	w.ask = a
-	request := backends.Request{Lock: w.Lock, Wait: w.Wait, Held: n.kept(&w.Request), Hint: w.hint(), YieldTo: w.YieldTo}
+	queued := make(chan struct{})
+	a := &ask{ctx: ctx, cancel: cancel, queued: queued, ready: sync.OnceFunc(func() { close(queued) })}
+	request := backends.Request{Lock: w.Lock, Wait: w.Wait, Held: n.kept(&w.Request), Hint: w.hint(), YieldTo: w.YieldTo, Queued: a.ready}
+	w.ask, w.wentAhead = a, len(request.Held) > 0
+	previous := n.previous(w)
 	t.asks.Go(func() {
 		defer cancel()
+		defer a.ready()
+		waitFor(ctx, previous, time.Minute)
 		for t.asked(w, a, request) {
 			select { // only after an error: do not spin
 			case <-ctx.Done():
@@ -36,6 +47,21 @@ func (t *Table) startAsk(n *name, w *waiter) {
 			}
 		}
 	})
+}
+
+// previous returns the channel that tells that the last waiter before w that
+// collides with it has its place in the back end's queue; nil where there is none.
+func (c *core) previous(w *waiter) <-chan struct{} {
+	if !w.Wait {
+		return nil
+	}
+	var last <-chan struct{}
+	for _, o := range c.outside {
+		if o != w && o.Wait && o.ask != nil && o.arrival < w.arrival && o.collides(&w.Request) {
+			last = o.ask.queued
+		}
+	}
+	return last
 }
 
 // asked makes one attempt and carries out what it came to. It returns whether to try again.
@@ -53,7 +79,9 @@ func (t *Table) asked(w *waiter, a *ask, request backends.Request) (again bool) 
 		claim.Contended = claim.Contended || a.suspect
 		n.list = append(n.list, claim)
 		if w.ask == a && !w.decided() {
-			t.admitted(n, w)
+			w.ask, w.asked = nil, true
+			n.remove(w)
+			n.queue = append(n.queue, w)
 		}
 		t.settle(n)
 		t.refuse(n, w)
@@ -63,6 +91,7 @@ func (t *Table) asked(w *waiter, a *ask, request backends.Request) (again bool) 
 	case w.ask != a || w.decided():
 		return false
 	case err == nil, errors.Is(err, backends.ErrSessionOver), errors.Is(err, backends.ErrUnavailable) && w.Wait:
+		a.again = true
 		return true
 	}
 	n.remove(w)
@@ -72,17 +101,10 @@ func (t *Table) asked(w *waiter, a *ask, request backends.Request) (again bool) 
 	return false
 }
 
-// admitted lets a waiter in: the node's claims cover it now.
-func (t *Table) admitted(n *name, w *waiter) {
-	w.ask = nil
-	n.remove(w)
-	n.queue = append(n.queue, w)
-}
-
 // refuse ends a request that is not to wait, and was let in, but found an owner
 // on this node in its way.
 func (t *Table) refuse(n *name, w *waiter) {
-	if !w.Wait && !w.decided() && slices.Contains(n.queue, w) {
+	if !w.Wait && t.valid() && !w.decided() && slices.Contains(n.queue, w) {
 		n.remove(w)
 		w.decide(backends.ErrWouldBlock)
 		t.unlist(w)
@@ -179,19 +201,24 @@ func (t *Table) lose(session backends.Session) {
 	}
 }
 
-// leave puts the waiters inside a name outside again, in front, and ends those
-// whose descriptor lost a lock.
+// leave puts all who wait for a name outside, to ask again in their order, and
+// ends those whose descriptor lost a lock.
 func (t *Table) leave(n *name) {
-	inside := n.queue
-	n.queue, n.outside = nil, slices.Concat(n.queue, n.outside)
-	for _, w := range n.all() {
+	waiters := n.all()
+	n.queue, n.outside = nil, nil
+	for _, w := range waiters {
+		if w.ask != nil {
+			w.ask.cancel()
+			w.ask = nil
+		}
+		w.asked = false
 		if t.lost[w.Handle] {
-			n.remove(w)
 			w.decide(ErrLost)
 			t.unlist(w)
-		} else if slices.Contains(inside, w) {
-			t.startAsk(n, w)
+			continue
 		}
+		n.outside = append(n.outside, w)
+		t.startAsk(n, w)
 	}
 }
 

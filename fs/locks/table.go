@@ -218,7 +218,11 @@ func (t *Table) enlist(n *name, w *waiter) (_ *waiter, done, freed <-chan struct
 // soonFree returns a channel that is closed when a lock on the name comes
 // free, if all that is in the way belongs to handles that were just closed.
 func (t *Table) soonFree(n *name, r *Request) <-chan struct{} {
-	for _, h := range n.inTheWay(r) {
+	inTheWay := n.inTheWay(r)
+	if len(inTheWay) == 0 {
+		return nil // other waiters are
+	}
+	for _, h := range inTheWay {
 		if since, ok := t.flushed[h.handle]; !ok || time.Since(since) > flushGrace {
 			return nil
 		}
@@ -266,7 +270,7 @@ func (t *Table) await(ctx context.Context, w *waiter) error {
 	}
 	n := t.name(w.Name)
 	if w.Wait && w.Door != Open {
-		w.suspended = true
+		w.suspended, w.until = true, time.Now().Add(keepPlace)
 		time.AfterFunc(keepPlace, func() { t.expire(w) })
 	} else {
 		t.drop(n, w)
@@ -278,7 +282,7 @@ func (t *Table) await(ctx context.Context, w *waiter) error {
 func (t *Table) expire(w *waiter) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if w.suspended && !w.decided() {
+	if w.suspended && !w.decided() && !time.Now().Before(w.until) {
 		t.drop(t.name(w.Name), w)
 	}
 }
