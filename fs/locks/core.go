@@ -253,6 +253,17 @@ func (c *core) blocked(i int) bool {
 	return false
 }
 
+// letIn puts a waiter that the back end has granted into the queue: ahead of
+// those who came later, whose grants have only been heard of earlier.
+func (c *core) letIn(w *waiter) {
+	c.remove(w)
+	at := slices.IndexFunc(c.queue, func(o *waiter) bool { return o.asked && o.arrival > w.arrival })
+	if at < 0 {
+		at = len(c.queue)
+	}
+	c.queue = slices.Insert(c.queue, at, w)
+}
+
 // awaitsEarlier reports whether the grant of one who came before w to the
 // back end, and excludes it, must be under way: the back end served it first, for
 // requests that collide are sent one after the other (startAsk). Only who went ahead

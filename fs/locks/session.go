@@ -80,8 +80,7 @@ func (t *Table) asked(w *waiter, a *ask, request backends.Request) (again bool) 
 		n.list = append(n.list, claim)
 		if w.ask == a && !w.decided() {
 			w.ask, w.asked = nil, true
-			n.remove(w)
-			n.queue = append(n.queue, w)
+			n.letIn(w)
 		}
 		t.settle(n)
 		t.refuse(n, w)

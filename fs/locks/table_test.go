@@ -308,7 +308,7 @@ func TestOpenAndExplicitCallsOfOneDescriptor(t *testing.T) {
 
 			s.now(0, open(3, backends.ByOpen, true), nil)
 			unlock := flock(3, backends.None, false)
-			if err := s.nodes[0].Unlock(t.Context(), unlock); err != nil {
+			if err := s.nodes[0].Unlock(s.Context(), unlock); err != nil {
 				s.Fatal(err)
 			}
 			try(nil)
@@ -433,7 +433,7 @@ func TestGetlk(t *testing.T) {
 			{1, bytesOf(4, 9, backends.Read), false, Conflict{}},
 			{1, bytesOf(4, 9, backends.Write), true, Conflict{bytesOf(5, 6, backends.Read), 0}},
 		} {
-			got, found, err := s.nodes[tc.node].Test(t.Context(), fcntl(2, 2, tc.lock, false))
+			got, found, err := s.nodes[tc.node].Test(s.Context(), fcntl(2, 2, tc.lock, false))
 			if err != nil || found != tc.found || got != tc.want {
 				s.Errorf("node %d, %v: got %+v, %v, %v", tc.node, tc.lock, got, found, err)
 			}
