@@ -158,14 +158,16 @@ func (r *rig) tryNow(p *peer, entry queue.Entry, req backends.Request) {
 		return
 	}
 	granted, yielded := next.Settle(nil)
+	isEntry := func(o queue.Entry) bool { return o.ID == entry.ID }
 	switch {
-	case len(granted) > 0:
+	case slices.ContainsFunc(granted, isEntry):
 		if err != nil {
 			r.fail("%s returned %v, want a claim", entry.ID, err)
 		}
 		r.model = next
 		r.took(entry, c)
-	case len(yielded) > 0:
+		r.settled(slices.DeleteFunc(granted, isEntry), yielded) // others may yield to it
+	case slices.ContainsFunc(yielded, isEntry):
 		if !errors.Is(err, backends.ErrYield) {
 			r.fail("%s returned %+v, %v; want ErrYield", entry.ID, c, err)
 		}
@@ -214,9 +216,13 @@ func (r *rig) cancelOne(e queue.Entry) {
 	r.settle()
 }
 
-// settle lets the model decide, and waits until the back end has done the same.
+// settle lets the model decide, and the back end follow.
 func (r *rig) settle() {
-	granted, yielded := r.model.Settle(nil)
+	r.settled(r.model.Settle(nil))
+}
+
+// settled waits until the back end has granted and taken out the same.
+func (r *rig) settled(granted, yielded []queue.Entry) {
 	for _, e := range granted {
 		call := r.calls[e.ID]
 		delete(r.calls, e.ID)
