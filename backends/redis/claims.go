@@ -1,0 +1,374 @@
+package redis
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"lockfs/backends"
+)
+
+// waiter is an Acquire on its way. The session's mu guards what changes.
+//
+// Its caller may go at any time. Whoever has the last word from the server
+// then takes the request back: ask, as long as an attempt is without an
+// answer, else the one who gave up. So no attempt is on its way any more when
+// the outcome is delivered, or the request was taken back for good.
+type waiter struct {
+	id, name string
+	request  string // as the scripts read it
+	backends.Request
+	out chan outcome // has room for the only one
+
+	phase   phase
+	gone    bool    // the caller has
+	attempt int     // the last one sent
+	early   *answer // a message that came before the attempt's answer
+}
+
+type phase uint8
+
+const (
+	asking  phase = iota // an attempt is without an answer: ask runs
+	queued               // it stands in the queue: a message will come
+	settled              // it has its outcome
+)
+
+type outcome struct {
+	claim backends.Claim
+	err   error
+}
+
+// Acquire asks for a claim, as backends.Session says.
+func (s *session) Acquire(ctx context.Context, name string, req backends.Request) (backends.Claim, error) {
+	const what = "locking"
+	if err := check(req); err != nil {
+		return backends.Claim{}, s.called(what, name, err)
+	}
+	w := &waiter{id: s.newID(), name: name, request: encodeRequest(req), Request: req, out: make(chan outcome, 1)}
+	if !s.enter(w) || !s.crew.do(func() { s.ask(w) }) {
+		return backends.Claim{}, s.called(what, name, errClosed)
+	}
+	var out outcome
+	select {
+	case out = <-w.out:
+	case <-s.done:
+		out.err = errClosed
+	case <-ctx.Done():
+		out = s.leave(w, context.Cause(ctx))
+	}
+	if out.err != nil {
+		return backends.Claim{}, s.called(what, name, out.err)
+	}
+	return out.claim, nil
+}
+
+// check refuses what no engine could grant.
+func check(req backends.Request) error {
+	for _, l := range append([]backends.Lock{req.Lock}, req.Held...) {
+		if l.Mode != backends.Read && l.Mode != backends.Write || l.First > l.Last || l.Last > backends.MaxByte {
+			return fmt.Errorf("no lock: %v on bytes %d to %d", l.Mode, l.First, l.Last)
+		}
+	}
+	return nil
+}
+
+func (s *session) newID() string { return s.id + "/" + strconv.FormatUint(s.numbers.Add(1), 36) }
+
+func (s *session) enter(w *waiter) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.over {
+		s.waiters[w.id] = w
+	}
+	return !s.over
+}
+
+// leave is the caller's going: the request is taken back, unless it has its outcome.
+func (s *session) leave(w *waiter, cause error) outcome {
+	s.mu.Lock()
+	if w.phase == settled {
+		s.mu.Unlock()
+		return <-w.out
+	}
+	w.gone = true
+	waits := w.phase == queued
+	delete(s.waiters, w.id)
+	s.mu.Unlock()
+	if waits { // else ask runs, and will see it
+		s.crew.do(func() { s.takeBack(w, false) })
+	}
+	return outcome{err: cause}
+}
+
+// ask sends the request until an attempt has been answered.
+func (s *session) ask(w *waiter) {
+	begin := time.Now()
+	for pause := firstPause; ; pause = min(2*pause, longPause) {
+		attempt, confirmed := s.nextAttempt(w)
+		a, err := s.attempt(w, attempt)
+		if err == nil {
+			s.answered(w, a, confirmed)
+			return
+		}
+		if !errors.Is(err, backends.ErrUnavailable) {
+			s.deliver(w, outcome{err: err})
+			s.takeBack(w, true) // it may have been an earlier one's answer that was lost
+			return
+		}
+		if !w.Wait && time.Since(begin) >= s.b.timeout {
+			s.deliver(w, outcome{err: err})
+			s.takeBack(w, true)
+			return
+		}
+		if s.isGone(w) {
+			s.takeBack(w, true)
+			return
+		}
+		if !sleep(s.ctx, pause) {
+			return
+		}
+	}
+}
+
+func (s *session) nextAttempt(w *waiter) (attempt int, confirmed uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w.attempt++
+	return w.attempt, s.confirmed
+}
+
+func (s *session) isGone(w *waiter) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return w.gone
+}
+
+func (s *session) attempt(w *waiter, n int) (answer, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.b.timeout)
+	defer cancel()
+	wait := "0"
+	if w.Wait {
+		wait = "1"
+	}
+	a, err := s.b.eval(ctx, s.b.client, acquireScript, s.id, w.name, w.id, n, wait, w.request)
+	if err == nil && a.outcome == "late" {
+		err = fmt.Errorf("%w: attempt %d was overtaken", backends.ErrUnavailable, n)
+	}
+	return a, err
+}
+
+// answered takes the answer to the last attempt. confirmed is the subscription
+// at its sending: a message of an earlier one may be lost.
+func (s *session) answered(w *waiter, a answer, confirmed uint64) {
+	if s.ended(a) {
+		return
+	}
+	s.mu.Lock()
+	gone := w.gone
+	recheck := false
+	if a.outcome == "queued" && w.early != nil {
+		a = *w.early
+	}
+	waits := a.outcome == "queued"
+	if waits && !gone {
+		w.phase = queued
+		recheck = s.confirmed != confirmed
+	}
+	s.mu.Unlock()
+	if waits {
+		s.reapSoon(time.Duration(a.number(0)) * time.Millisecond) // who is in the way may have a shorter lease
+	}
+	switch {
+	case gone && (waits || a.outcome == "granted"):
+		s.takeBack(w, false)
+	case recheck:
+		s.recheck([]*waiter{w})
+	case !waits:
+		if !s.deliver(w, w.result(a)) && a.outcome == "granted" {
+			s.takeBack(w, false)
+		}
+	}
+}
+
+// result turns a script's final word into what Acquire returns.
+func (w *waiter) result(a answer) outcome {
+	switch a.outcome {
+	case "granted":
+		token, err := strconv.ParseUint(a.text(0), 10, 64)
+		if err != nil {
+			return outcome{err: fmt.Errorf("%w: token %q", backends.ErrForeign, a.text(0))}
+		}
+		return outcome{claim: backends.Claim{ID: w.id, Lock: w.Lock, Hint: w.Hint,
+			Token: token, Seq: token, Contended: a.text(1) == "1"}}
+	case "blocked":
+		return outcome{err: backends.ErrWouldBlock}
+	case "yield":
+		return outcome{err: backends.ErrYield}
+	case "deadlock":
+		return outcome{err: backends.ErrDeadlock}
+	}
+	return outcome{err: fmt.Errorf("%w: a script answers %q", backends.ErrForeign, a.outcome)}
+}
+
+// deliver hands the outcome to the caller; false: the caller has gone.
+func (s *session) deliver(w *waiter, out outcome) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w.gone || s.over {
+		return false
+	}
+	if w.phase != settled {
+		w.phase = settled
+		delete(s.waiters, w.id)
+		w.out <- out
+	}
+	return true
+}
+
+// outcome takes a message about the request with this id. One that
+// comes before the attempt's answer waits for that: the attempt may have been
+// carried out and its answer lost, and then a further attempt is on its way.
+func (s *session) outcome(id string, a answer) {
+	s.mu.Lock()
+	w := s.waiters[id]
+	if w != nil && w.phase == asking {
+		w.early = &a
+		w = nil
+	}
+	s.mu.Unlock()
+	if w != nil && !s.deliver(w, w.result(a)) {
+		return // the caller has gone, and who noticed takes it back
+	}
+}
+
+// takeBack sees to it that nothing of the request stays behind, as long as the
+// session lives. late: an attempt may still be on its way.
+func (s *session) takeBack(w *waiter, late bool) {
+	flag := "0"
+	if late {
+		flag = "1"
+	}
+	if _, err := s.try(s.ctx, dropScript, w.name, w.id, flag); err != nil && !errors.Is(err, backends.ErrSessionOver) {
+		s.log.Error("a lock request could not be taken back", "backend", s.b.where, "lock", w.name, "error", err)
+	}
+}
+
+// recheckAll asks what became of all requests in queues.
+func (s *session) recheckAll() {
+	s.mu.Lock()
+	var waiting []*waiter
+	for _, w := range s.waiters {
+		if w.phase == queued {
+			waiting = append(waiting, w)
+		}
+	}
+	s.mu.Unlock()
+	for some := range slices.Chunk(waiting, 500) {
+		s.recheck(some)
+	}
+}
+
+// recheck asks what became of requests in queues, and delivers what was missed.
+func (s *session) recheck(waiting []*waiter) {
+	args := make([]any, len(waiting))
+	for i, w := range waiting {
+		args[i] = w.id
+	}
+	a, err := s.try(s.ctx, recheckScript, args...)
+	if err != nil {
+		if !errors.Is(err, backends.ErrSessionOver) {
+			s.log.Error("asking what became of lock requests", "backend", s.b.where, "error", err)
+		}
+		return
+	}
+	for i, w := range waiting {
+		switch token := a.text(2 * i); {
+		case token == "q":
+		case token != "":
+			s.deliver(w, w.result(answer{"granted", []any{token, a.text(2*i + 1)}}))
+		case w.YieldTo != backends.ByOpen:
+			s.deliver(w, outcome{err: backends.ErrYield}) // only that ends a wait without a grant
+		default:
+			s.askAgain(w)
+		}
+	}
+}
+
+// askAgain is for a request that the server has lost although it knows the session.
+func (s *session) askAgain(w *waiter) {
+	s.mu.Lock()
+	lost := w.phase == queued && !w.gone
+	if lost {
+		w.phase, w.early = asking, nil
+	}
+	s.mu.Unlock()
+	if lost {
+		s.crew.do(func() { s.ask(w) })
+	}
+}
+
+// Change shrinks, relabels and drops claims, as backends.Session says.
+func (s *session) Change(ctx context.Context, name string, changes []backends.Change) ([]backends.Claim, error) {
+	if len(changes) == 0 {
+		return nil, nil
+	}
+	args := []any{name}
+	var parts []backends.Claim
+	for _, c := range changes {
+		args = append(args, c.ID, len(c.To))
+		for _, keep := range c.To {
+			if err := check(backends.Request{Lock: keep.Lock}); err != nil {
+				return nil, s.called("changing locks on", name, err)
+			}
+			id := s.newID()
+			args = append(args, id, encodeLock(keep.Lock, keep.Hint))
+			parts = append(parts, backends.Claim{ID: id, Lock: keep.Lock, Hint: keep.Hint})
+		}
+	}
+	a, err := detach(ctx, s.crew, s.done, func() (answer, error) { return s.try(s.ctx, changeScript, args...) })
+	if err != nil {
+		return nil, s.called("changing locks on", name, err)
+	}
+	claims := parts[:0]
+	for i, part := range parts {
+		if part.Token, err = strconv.ParseUint(a.text(2*i), 10, 64); err != nil {
+			continue // its claim is gone
+		}
+		part.Seq, part.Contended = part.Token, a.text(2*i+1) == "1"
+		claims = append(claims, part)
+	}
+	return claims, nil
+}
+
+// Holders returns the claims in conflict with a lock, as backends.Session says.
+func (s *session) Holders(ctx context.Context, name string, lock backends.Lock) ([]backends.Holder, error) {
+	const what = "asking for the holders of"
+	if err := check(backends.Request{Lock: lock}); err != nil {
+		return nil, s.called(what, name, err)
+	}
+	a, err := detach(ctx, s.crew, s.done, func() (answer, error) {
+		bounded, cancel := context.WithTimeout(s.ctx, s.b.timeout)
+		defer cancel()
+		return s.try(bounded, holdersScript, name, encodeLock(lock, 0))
+	})
+	if err != nil {
+		return nil, s.called(what, name, err)
+	}
+	var holders []backends.Holder
+	for i := 0; i+3 < len(a.fields); i += 4 {
+		h, err := decodeHolder(a.text(i), a.text(i+1), a.text(i+2), a.text(i+3))
+		if err != nil {
+			return nil, s.called(what, name, err)
+		}
+		holders = append(holders, h)
+	}
+	slices.SortFunc(holders, func(a, b backends.Holder) int {
+		return cmp.Or(cmp.Compare(a.First, b.First), cmp.Compare(a.Seq, b.Seq))
+	})
+	return holders, nil
+}

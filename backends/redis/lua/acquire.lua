@@ -1,0 +1,83 @@
+-- Acquire. ARGV[2] name, [3] id, [4] attempt (from 1), [5] '1' to wait,
+-- [6] the request.
+-- An attempt is obeyed only if no later one, nor a drop, came before it: a
+-- request that was held up on the way must not take what nobody waits for.
+local name, id, attempt = ARGV[2], ARGV[3], tonumber(ARGV[4])
+if not alive(S) then return {'over'} end
+local before = call('HMGET', P .. 's:' .. S, 'i' .. id, 'a' .. id)
+if before[2] and tonumber(before[2]) >= attempt then return {'late'} end
+if attempt > 1 then call('HSET', P .. 's:' .. S, 'a' .. id, attempt) end
+if before[1] then
+  local value = call('HGET', P .. 'g:' .. name, id)
+  if not value then return {'queued', next_end()} end
+  local e = claim(id, value)
+  return {'granted', e.token, e.contended}
+end
+
+local L = load(name)
+if L.dirty then
+  settle(L)
+elseif #L.granted == 0 then
+  L.complete = true -- the name is settled: where nobody has a claim, nobody waits
+end
+local x = request(id, ARGV[6])
+
+-- Whether its wait and that of one who waits already would be for each other.
+local function deadlock()
+  local q, last = L.queue, #L.queue
+  local waits = waiting_for(q, last, last)
+  for i = 1, last - 1 do
+    if waits[i] and waiting_for(q, last, i)[last] then return true end
+  end
+  return false
+end
+
+-- Whether it has to wait, as the last in the queue.
+local function waits()
+  if x.held then
+    local n = 1
+    while waiting(L, n) do n = n + 1 end
+    L.queue[n] = x
+    local lost = deadlock()
+    local wait = lost or blocked(L, n)
+    table.remove(L.queue, n)
+    return wait, lost
+  end
+  if held_back(L, x) then return true, false end
+  local i, y = 1, waiting(L, 1)
+  while y do
+    if conflict(x, y) then return true, false end
+    i = i + 1
+    y = waiting(L, i)
+  end
+  return false, false
+end
+
+local wait, lost = waits()
+if L.dirty then -- the dead stood in the queue
+  settle(L)
+  wait, lost = waits()
+end
+if lost then return {'deadlock'} end
+if not wait then
+  grant(L, x)
+  finish(L, x)
+  if not (L.complete and #L.queue == 0) then settle(L) end -- some may yield to it
+  return {'granted', x.token, x.contended}
+end
+if yields(L, x) then return {'yield'} end
+if ARGV[5] ~= '1' then return {'blocked'} end
+
+local arrival = number(stamp())
+call('ZADD', P .. 'q:' .. name, arrival, id)
+call('HSET', P .. 'w:' .. name, id, ARGV[6])
+call('HSET', P .. 's:' .. S, 'i' .. id, name)
+count_request(name, x, 1)
+local told = {}
+for _, e in ipairs(L.granted) do
+  if e.session ~= S and not told[e.session] and conflict(x, e) then
+    told[e.session] = true
+    tell(e.session, 'w ' .. arrival .. ' ' .. name)
+  end
+end
+return {'queued', next_end()}

@@ -1,0 +1,305 @@
+-- What all lock scripts share: package queue (backends/queue) in Lua.
+--
+-- KEYS[1] is the cluster's prefix, ARGV[1] the caller's session. Keys:
+--   sessions    zset   session -> end of its lease, ms of server time
+--   seq         string the last stamp given out: arrivals, tokens
+--   s:<session> hash   i<id> -> name of the entry; a<id> -> last attempt, of
+--                      requests that were repeated
+--   g:<name>    hash   id -> granted claim
+--   q:<name>    zset   id -> arrival stamp of a request that waits
+--   w:<name>    hash   id -> request that waits
+--   m:<name>    hash   counts over the queue: h with Held, 1 and 2 by YieldTo,
+--                      s<session> by session
+-- An id is <session>/<number>. A lock is written as mode, hint (one digit
+-- each), first and last byte (16 hex digits each: Lua's numbers end at 2^53);
+-- claims add the contended flag and the token, requests YieldTo and Held.
+--
+-- Invariant: a name is settled when a script that changed it ends. So where
+-- nobody alive has a claim, nobody alive waits.
+
+local call, P, S = redis.call, KEYS[1], ARGV[1]
+local clock = call('TIME')
+local now_us = clock[1] * 1000000 + clock[2]
+local now = math.floor(now_us / 1000)
+local SESSIONS = P .. 'sessions'
+
+-- A session lives while its lease has not ended by this clock. One that has
+-- ended never comes back: renewals extend live ones only.
+local known = {}
+local function alive(session)
+  if known[session] == nil then
+    local till = call('ZSCORE', SESSIONS, session)
+    known[session] = till ~= false and tonumber(till) > now
+  end
+  return known[session]
+end
+
+-- The ms until the first lease of all ends; negative: one has ended.
+local function next_end()
+  local first = call('ZRANGE', SESSIONS, 0, 0, 'WITHSCORES')
+  return first[2] and first[2] - now or 86400000
+end
+
+local last_stamp
+-- Stamps grow for ever, and past the clock: a lost counter can't repeat one.
+local function stamp()
+  last_stamp = last_stamp or tonumber(call('GET', P .. 'seq') or '0')
+  last_stamp = math.max(last_stamp + 1, now_us)
+  call('SET', P .. 'seq', string.format('%.0f', last_stamp))
+  return last_stamp
+end
+
+local function number(n) return string.format('%.0f', n) end
+
+local function owner(id) return string.match(id, '^(.*)/') end
+
+local function tell(session, message) return call('PUBLISH', P .. 'c:' .. session, message) end
+
+-- Reads mode, hint and range of a spec from position at.
+local function lock_at(spec, at)
+  return {mode = string.sub(spec, at, at), hint = tonumber(string.sub(spec, at + 1, at + 1)),
+    first = string.sub(spec, at + 2, at + 17), last = string.sub(spec, at + 18, at + 33)}
+end
+
+local SPEC = 34
+
+local function claim(id, value)
+  local e = lock_at(value, 1)
+  e.id, e.session, e.spec = id, owner(id), string.sub(value, 1, SPEC)
+  e.contended, e.token = string.sub(value, SPEC + 1, SPEC + 1), string.sub(value, SPEC + 2)
+  return e
+end
+
+local function request(id, value)
+  local e = lock_at(value, 1)
+  e.id, e.session, e.spec, e.value = id, owner(id), string.sub(value, 1, SPEC), value
+  e.yield = tonumber(string.sub(value, SPEC + 1, SPEC + 1))
+  if #value > SPEC + 1 then
+    e.held = {}
+    for at = SPEC + 2, #value, SPEC do e.held[#e.held + 1] = lock_at(value, at) end
+  end
+  e.whole = e.mode == '2' and e.first == '0000000000000000' and e.last == '7fffffffffffffff'
+  return e
+end
+
+local function conflict(a, b)
+  return (a.mode == '2' or b.mode == '2') and a.first <= b.last and b.first <= a.last
+end
+
+local function conflict_any(e, locks)
+  for _, l in ipairs(locks) do
+    if conflict(e, l) then return true end
+  end
+  return false
+end
+
+local function drop_claim(name, id)
+  call('HDEL', P .. 'g:' .. name, id)
+  call('HDEL', P .. 's:' .. owner(id), 'i' .. id)
+end
+
+local function count(name, what, by)
+  local key = P .. 'm:' .. name
+  if call('HINCRBY', key, what, by) <= 0 then call('HDEL', key, what) end
+end
+
+local function count_request(name, x, by)
+  count(name, 's' .. x.session, by)
+  if x.held then count(name, 'h', by) end
+  if x.yield > 0 then count(name, x.yield, by) end
+end
+
+local function drop_request(name, x)
+  call('ZREM', P .. 'q:' .. name, x.id)
+  call('HDEL', P .. 'w:' .. name, x.id)
+  call('HDEL', P .. 's:' .. x.session, 'i' .. x.id)
+  count_request(name, x, -1)
+end
+
+-- The state of a name: its claims, and so much of its queue as was looked at.
+-- Claims of the dead are dropped here; what they held back is for settle.
+local function load(name)
+  local L = {name = name, granted = {}, queue = {}, complete = false, dirty = false, hint = 0}
+  local flat = call('HGETALL', P .. 'g:' .. name)
+  for i = 1, #flat, 2 do
+    local e = claim(flat[i], flat[i + 1])
+    if alive(e.session) then
+      L.granted[#L.granted + 1] = e
+      L.hint = math.max(L.hint, e.hint)
+    else
+      drop_claim(name, e.id)
+      L.dirty = true
+    end
+  end
+  return L
+end
+
+-- The i-th request in the queue, or nil; read in growing pieces, so that one
+-- who needs only the first pays only for the first.
+local function waiting(L, i)
+  while #L.queue < i and not L.complete do
+    local have = #L.queue
+    local more = math.min(math.max(4, have), 1000)
+    local ids = call('ZRANGE', P .. 'q:' .. L.name, have, have + more - 1)
+    L.complete = #ids < more
+    local values = #ids > 0 and call('HMGET', P .. 'w:' .. L.name, unpack(ids)) or {}
+    for k, id in ipairs(ids) do
+      local x = request(id, values[k])
+      if alive(x.session) then
+        L.queue[#L.queue + 1] = x
+      else
+        drop_request(L.name, x)
+        L.dirty = true
+      end
+    end
+  end
+  return L.queue[i]
+end
+
+local behind
+
+-- waitingFor of package queue: for the requests 1 to n whether each waits for
+-- what the owner behind request x keeps.
+local function waiting_for(q, n, x)
+  local waits = {}
+  if not q[x].held then return waits end
+  for j = 1, n do
+    if j ~= x then waits[j] = conflict_any(q[j], q[x].held) or behind(q, j, waits) end
+  end
+  return waits
+end
+
+behind = function(q, j, these)
+  local ahead
+  for k = 1, j - 1 do
+    if these[k] and conflict(q[j], q[k]) then
+      if q[j].held and not ahead then ahead = waiting_for(q, j, j) end
+      if not ahead or not ahead[k] then return true end
+    end
+  end
+  return false
+end
+
+local function held_back(L, x)
+  for _, e in ipairs(L.granted) do
+    if e.session ~= x.session and conflict(x, e) then return true end
+  end
+  return false
+end
+
+-- Blocked of package queue, for the request at index i.
+local function blocked(L, i)
+  local x = waiting(L, i)
+  if held_back(L, x) then return true end
+  local ahead
+  for j = 1, i - 1 do
+    if conflict(x, L.queue[j]) then
+      if x.held and not ahead then ahead = waiting_for(L.queue, i, i) end
+      if not ahead or not ahead[j] then return true end
+    end
+  end
+  return false
+end
+
+local function yields(L, x)
+  if x.yield == 0 or L.hint < x.yield then return false end
+  for _, e in ipairs(L.granted) do
+    if e.session ~= x.session and e.hint >= x.yield and conflict(x, e) then return true end
+  end
+  return false
+end
+
+-- Whether another session waits for something in conflict with claim e.
+local function contended(L, e)
+  if L.complete and #L.queue == 0 then return false end
+  local all = call('ZCARD', P .. 'q:' .. L.name)
+  if all == 0 or tonumber(call('HGET', P .. 'm:' .. L.name, 's' .. e.session) or '0') == all then return false end
+  local i, y = 1, waiting(L, 1)
+  while y do
+    if y.session ~= e.session and conflict(y, e) then return true end
+    i = i + 1
+    y = waiting(L, i)
+  end
+  return false
+end
+
+-- Makes x a claim. finish is to follow.
+local function grant(L, x)
+  x.token = number(stamp())
+  L.granted[#L.granted + 1] = x
+  L.hint = math.max(L.hint, x.hint)
+end
+
+-- Writes a new claim down, when all who yield have gone.
+local function finish(L, x)
+  x.contended = contended(L, x) and '1' or '0'
+  call('HSET', P .. 'g:' .. L.name, x.id, x.spec .. x.contended .. x.token)
+  call('HSET', P .. 's:' .. x.session, 'i' .. x.id, L.name)
+end
+
+-- Whether a request may be in the queue that yields to a claim.
+local function may_yield(L, counts)
+  return L.hint >= 1 and (counts[2] > 0 or L.hint >= 2 and counts[3] > 0)
+end
+
+-- One pass over the queue, granting. It ends early where nothing behind can
+-- be granted or yield: behind a write request on the whole name ('wall') only
+-- those get ahead that have a Held, and only those yield that have a YieldTo
+-- within the greatest hint; the counts say whether such are left.
+local function grant_in_order(L, granted)
+  local c = call('HMGET', P .. 'm:' .. L.name, 'h', '1', '2')
+  local counts = {tonumber(c[1] or '0'), tonumber(c[2] or '0'), tonumber(c[3] or '0')}
+  local wall, i = false, 1
+  while not wall or counts[1] > 0 or may_yield(L, counts) do
+    local x = waiting(L, i)
+    if not x then break end
+    if x.held then counts[1] = counts[1] - 1 end
+    if (wall and not x.held) or blocked(L, i) then
+      wall = wall or x.whole
+      i = i + 1
+    else
+      table.remove(L.queue, i)
+      drop_request(L.name, x)
+      grant(L, x)
+      granted[#granted + 1] = x
+    end
+  end
+end
+
+-- Settle of package queue; tells those whom it lets in and those who yield.
+local function settle(L)
+  local granted, again = {}, true
+  while again do
+    again = false
+    grant_in_order(L, granted)
+    for i = #L.queue, 1, -1 do
+      local x = L.queue[i]
+      if yields(L, x) then
+        table.remove(L.queue, i)
+        drop_request(L.name, x)
+        tell(x.session, 'y ' .. x.id)
+        again = true
+      end
+    end
+  end
+  for _, x in ipairs(granted) do
+    finish(L, x)
+    tell(x.session, 'g ' .. x.token .. ' ' .. x.contended .. ' ' .. x.id)
+  end
+  L.dirty = false
+end
+
+-- Settles a name from which something was taken.
+local function settle_name(name)
+  if call('EXISTS', P .. 'q:' .. name) == 1 then settle(load(name)) end
+end
+
+-- Drops an entry of session S, granted or waiting. Settling is to follow.
+local function drop(name, id)
+  local value = call('HGET', P .. 'w:' .. name, id)
+  if value then
+    drop_request(name, request(id, value))
+  else
+    drop_claim(name, id)
+  end
+end

@@ -1,0 +1,3 @@
+-- Begins a session. ARGV[2]: its lease in ms.
+call('ZADD', SESSIONS, now + ARGV[2], S)
+return {'ok'}

@@ -1,0 +1,7 @@
+-- Renews a session; ARGV[2]: its lease in ms, ARGV[3]: the renewal's number,
+-- which comes back on the session's channel to show that messages arrive.
+-- Returns how many listened, and the ms until the first lease of all ends.
+if not alive(S) then return {'over'} end
+call('ZADD', SESSIONS, 'XX', now + ARGV[2], S)
+local heard = tell(S, 'h ' .. ARGV[3])
+return {'ok', heard, next_end()}

@@ -1,0 +1,2 @@
+-- StatInode. ARGV[1] inode number.
+return info(ARGV[1])

@@ -1,0 +1,195 @@
+package redis
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
+
+	"lockfs/backends"
+	"lockfs/backends/backendtest"
+	"lockfs/backends/testserver"
+	"lockfs/config"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestConformance(t *testing.T) {
+	server := testserver.Redis(t)
+	var clusters atomic.Int32
+	backendtest.Run(t, func(t *testing.T) backendtest.Cluster {
+		cluster := fmt.Sprintf("c}%d{%%", clusters.Add(1))
+		raw := rawClient(t, server)
+		return backendtest.Cluster{
+			Node: func(t *testing.T) backendtest.Node {
+				line := newLine(t, server.Addr())
+				return backendtest.Node{Backend: connect(t, line.addr(), cluster), Kill: line.cut}
+			},
+			Entries: func(t *testing.T, name string) int { return entries(t, raw, cluster, name) },
+		}
+	})
+}
+
+// rawClient looks into the server behind the back end's back.
+func rawClient(t testing.TB, server *testserver.RedisServer) *goredis.Client {
+	c := goredis.NewClient(&goredis.Options{Addr: server.Addr(), DisableIdentity: true, Protocol: 2, PipelinePoolSize: -1})
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// entries counts the claims and the requests in the queue.
+func entries(t testing.TB, raw *goredis.Client, cluster, name string) int {
+	t.Helper()
+	pipe := raw.TxPipeline()
+	claims := pipe.HLen(t.Context(), prefix(cluster)+"g:"+name)
+	waiting := pipe.ZCard(t.Context(), prefix(cluster)+"q:"+name)
+	if _, err := pipe.Exec(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return int(claims.Val() + waiting.Val())
+}
+
+func connect(t testing.TB, addr, cluster string) *Backend {
+	t.Helper()
+	b, err := Open(t.Context(), config.Redis{Network: "tcp", Address: addr, Timeout: time.Second}, cluster, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	return b
+}
+
+// open opens a session on a connection of its own.
+func open(t testing.TB, addr string, ttl time.Duration) *session {
+	t.Helper()
+	return openOn(t, connect(t, addr, "test"), ttl)
+}
+
+func openOn(t testing.TB, b *Backend, ttl time.Duration) *session {
+	t.Helper()
+	s, err := b.Open(t.Context(), backends.SessionOptions{Node: "node", TTL: ttl})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		_ = s.Close(ctx) // the server may be gone
+	})
+	return s.(*session)
+}
+
+// line is a network between a client and the server that a test can cut.
+type line struct {
+	listener net.Listener
+	target   string
+
+	mu    sync.Mutex
+	dead  bool
+	conns map[net.Conn]bool
+	wg    sync.WaitGroup
+}
+
+func newLine(t testing.TB, target string) *line {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &line{listener: l, target: target, conns: map[net.Conn]bool{}}
+	n.wg.Go(n.accept)
+	t.Cleanup(func() {
+		n.cut()
+		n.wg.Wait()
+	})
+	return n
+}
+
+func (n *line) addr() string { return n.listener.Addr().String() }
+
+func (n *line) accept() {
+	for {
+		client, err := n.listener.Accept()
+		if err != nil {
+			return
+		}
+		server, err := net.Dial("tcp", n.target)
+		if err != nil {
+			_ = client.Close()
+			continue
+		}
+		if !n.keep(client, server) {
+			return
+		}
+		n.wg.Go(func() { n.copy(client, server) })
+		n.wg.Go(func() { n.copy(server, client) })
+	}
+}
+
+func (n *line) keep(conns ...net.Conn) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range conns {
+		if n.dead {
+			_ = c.Close()
+		} else {
+			n.conns[c] = true
+		}
+	}
+	return !n.dead
+}
+
+func (n *line) copy(to, from net.Conn) {
+	_, _ = io.Copy(to, from)
+	_ = to.Close()
+	_ = from.Close()
+	n.mu.Lock()
+	delete(n.conns, to)
+	delete(n.conns, from)
+	n.mu.Unlock()
+}
+
+// cut ends all connections; there will be no new ones.
+func (n *line) cut() {
+	_ = n.listener.Close()
+	n.mu.Lock()
+	n.dead = true
+	for c := range n.conns {
+		_ = c.Close()
+	}
+	n.mu.Unlock()
+}
+
+// eventually waits for a condition.
+func eventually(t testing.TB, limit time.Duration, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+	}
+}
+
+// stats returns the calls of each command since the last reset.
+func stats(t testing.TB, raw *goredis.Client) map[string]int {
+	t.Helper()
+	text, err := raw.Info(t.Context(), "commandstats").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := map[string]int{}
+	for key, value := range parseInfo(text) {
+		var n int
+		if _, err := fmt.Sscanf(value, "calls=%d,", &n); err == nil {
+			calls[strings.TrimPrefix(key, "cmdstat_")] = n
+		}
+	}
+	return calls
+}

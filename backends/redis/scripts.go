@@ -1,0 +1,120 @@
+package redis
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"lockfs/backends"
+)
+
+//go:embed lua/*.lua
+var sources embed.FS
+
+// script is a verb: what all verbs of its kind share, and its own part.
+func script(shared, verb string) *goredis.Script {
+	text := ""
+	for _, name := range []string{shared, verb} {
+		part, err := sources.ReadFile("lua/" + name + ".lua")
+		if err != nil {
+			panic(err) // embedded: it is there or the package is broken
+		}
+		text += string(part)
+	}
+	return goredis.NewScript(text)
+}
+
+// The scripts, one a verb.
+var (
+	openScript    = script("locks", "open")
+	renewScript   = script("locks", "renew")
+	reapScript    = script("locks", "reap")
+	acquireScript = script("locks", "acquire")
+	changeScript  = script("locks", "change")
+	dropScript    = script("locks", "drop")
+	recheckScript = script("locks", "recheck")
+	holdersScript = script("locks", "holders")
+
+	statScript      = script("files", "stat")
+	statInodeScript = script("files", "statinode")
+	listScript      = script("files", "list")
+	describeScript  = script("files", "describe")
+	createScript    = script("files", "create")
+	linkScript      = script("files", "link")
+	renameScript    = script("files", "rename")
+	removeScript    = script("files", "remove")
+	readScript      = script("files", "read")
+	writeScript     = script("files", "write")
+	updateScript    = script("files", "update")
+)
+
+// answer is a script's reply: a word that says the outcome, and fields.
+type answer struct {
+	outcome string
+	fields  []any
+}
+
+// text is the field at i, "" where there is none.
+func (a answer) text(i int) string {
+	if i >= len(a.fields) {
+		return ""
+	}
+	s, _ := a.fields[i].(string)
+	return s
+}
+
+func (a answer) number(i int) int64 {
+	if i >= len(a.fields) {
+		return 0
+	}
+	n, _ := a.fields[i].(int64)
+	return n
+}
+
+// eval runs a script once. An error that wraps backends.ErrUnavailable leaves
+// open whether the server has carried it out, or will.
+func (b *Backend) eval(ctx context.Context, c *goredis.Client, s *goredis.Script, args ...any) (answer, error) {
+	reply, err := s.Run(ctx, c, b.keys, args...).Slice()
+	if err != nil {
+		return answer{}, failure(err)
+	}
+	if len(reply) > 0 {
+		if outcome, ok := reply[0].(string); ok {
+			return answer{outcome, reply[1:]}, nil
+		}
+	}
+	return answer{}, fmt.Errorf("%w: a script answers %T without an outcome", backends.ErrForeign, reply)
+}
+
+// How long to wait before a request is repeated: ever longer between these.
+const (
+	firstPause = 5 * time.Millisecond
+	longPause  = 200 * time.Millisecond
+)
+
+// try runs a script until the server has answered or ctx ends. One attempt is
+// bounded by the back end's time-out. It must be one that can be repeated.
+func (b *Backend) try(ctx context.Context, s *goredis.Script, args ...any) (answer, error) {
+	for pause := firstPause; ; pause = min(2*pause, longPause) {
+		a, err := b.eval(ctx, b.client, s, args...)
+		if err == nil || !errors.Is(err, backends.ErrUnavailable) || !sleep(ctx, pause) {
+			return a, err
+		}
+	}
+}
+
+// sleep reports false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

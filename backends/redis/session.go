@@ -1,0 +1,279 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"lockfs/backends"
+	"lockfs/backends/lease"
+)
+
+// recheckEvery is how often a session asks what became of its requests
+// although nothing says that a message was lost.
+const recheckEvery = time.Minute
+
+// session is a lease at the server, kept by one goroutine; one listens to its
+// channel, one hands out its events, one waits for others' leases to end.
+// All of them, and its requests, run on its crew and end with ctx.
+type session struct {
+	b     *Backend
+	id    string
+	ttl   time.Duration
+	log   *slog.Logger
+	lease *lease.Lease
+	crew  *crew
+	box   *mailbox
+
+	// ctx is the session's life; done is closed after err is set.
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	numbers atomic.Uint64 // for ids
+	beat    atomic.Uint64 // the last renewal that was answered
+	echo    atomic.Uint64 // the last renewal that came back on the channel
+	checked time.Time     // of the renewing goroutine: the last recheck
+	reapIn  chan time.Duration
+
+	mu      sync.Mutex
+	over    bool
+	err     error
+	waiters map[string]*waiter // by id, those without an outcome
+	// confirmed counts the subscriptions: messages that were sent before the
+	// last may be lost.
+	confirmed uint64
+	channel   *goredis.PubSub
+}
+
+var _ backends.Session = (*session)(nil)
+
+func newSession(b *Backend, options backends.SessionOptions) *session {
+	s := &session{
+		b: b, id: newID(options.Node), ttl: options.TTL, log: options.Log, crew: newCrew(), box: newMailbox(),
+		done: make(chan struct{}), reapIn: make(chan time.Duration, 1), waiters: map[string]*waiter{}, checked: time.Now(),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.log = s.log.With("session", s.id)
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+// start returns when the server knows the session and its channel is open.
+func (s *session) start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*s.b.timeout, fmt.Errorf("%w: no answer within %v", backends.ErrUnavailable, 2*s.b.timeout))
+	defer cancel()
+	ready := make(chan error, 1)
+	s.crew.do(func() { s.listen(ready) })
+	select {
+	case err := <-ready:
+		if err != nil {
+			return withWayOut(err)
+		}
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	sent := lease.Now()
+	_, err := detach(ctx, s.crew, nil, func() (answer, error) {
+		return s.b.eval(ctx, s.b.beats, openScript, s.id, s.ttl.Milliseconds())
+	})
+	if err != nil {
+		return err
+	}
+	s.lease = lease.New(s.ttl, sent)
+	s.crew.do(s.keep)
+	s.crew.do(s.reap)
+	s.crew.do(func() { s.box.run(s.ctx) })
+	return nil
+}
+
+// keep renews the lease until the session is over.
+func (s *session) keep() {
+	err := s.lease.Keep(s.ctx, s.renew, func(err error) {
+		s.log.Warn("the lease could not be renewed", "backend", s.b.where, "left", s.lease.Left(), "error", err)
+	})
+	if err != nil {
+		s.end(err)
+	}
+}
+
+// renew is one heartbeat: one script call, however many locks there are.
+func (s *session) renew(ctx context.Context) error {
+	// The last one's echo has had a whole interval to come.
+	deaf := s.echo.Load() < s.beat.Load()
+	n := s.beat.Load() + 1
+	a, err := s.b.eval(ctx, s.b.beats, renewScript, s.id, s.ttl.Milliseconds(), n)
+	if err != nil {
+		return fmt.Errorf("renewing the lease at %s: %w", s.b.where, err)
+	}
+	if a.outcome == "over" {
+		return errUnknown(s.b.where)
+	}
+	s.beat.Store(n)
+	if deaf || a.number(0) == 0 {
+		s.log.Warn("no messages arrive; subscribing anew", "backend", s.b.where)
+		s.crew.do(s.unlisten)
+	}
+	s.reapSoon(time.Duration(a.number(1)) * time.Millisecond)
+	if time.Since(s.checked) >= recheckEvery {
+		s.checked = time.Now()
+		s.crew.do(s.recheckAll)
+	}
+	return nil
+}
+
+func errUnknown(where string) error {
+	return fmt.Errorf("%s does not know the session any more: %w", where, backends.ErrSessionOver)
+}
+
+// reapSoon says when the next lease of any session ends; what has ended
+// already is negative.
+func (s *session) reapSoon(in time.Duration) {
+	if in > s.lease.Interval() {
+		return // the next heartbeat will know better
+	}
+	select {
+	case s.reapIn <- in:
+	default: // a check is about to be set up
+	}
+}
+
+// reap clears dead sessions away at the moment when their lease ends, so
+// that those who wait for them need not ask. Where all leases are of one
+// length, it does nothing while everybody renews.
+func (s *session) reap() {
+	for {
+		var in time.Duration
+		select {
+		case in = <-s.reapIn:
+		case <-s.ctx.Done():
+			return
+		}
+		for in <= s.lease.Interval() {
+			// Spread, for all sessions wake for the same death.
+			if !sleep(s.ctx, max(in, 0)+time.Millisecond+rand.N(100*time.Millisecond)) {
+				return
+			}
+			in = s.reapOnce()
+		}
+	}
+}
+
+// reapOnce returns when the next lease of any session ends.
+func (s *session) reapOnce() time.Duration {
+	for {
+		a, err := s.b.eval(s.ctx, s.b.client, reapScript, s.id, "dead")
+		if err != nil {
+			return longPause
+		}
+		if a.number(0) == 0 {
+			return time.Duration(a.number(1)) * time.Millisecond
+		}
+		// A bounded piece of the work was done.
+	}
+}
+
+// end makes the session be over: no claim of it counts any more here.
+func (s *session) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return
+	}
+	s.over, s.err = true, err
+	if s.lease != nil {
+		s.lease.End()
+	}
+	close(s.done)
+	s.cancel()
+	s.crew.close()
+	clear(s.waiters) // their callers see done
+}
+
+// overError is what methods return when the session is over.
+func (s *session) overError() error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	return fmt.Errorf("session %s is closed: %w", s.id, backends.ErrSessionOver)
+}
+
+// ID, Events, Valid, Done and Err are as backends.Session says.
+
+func (s *session) ID() string                    { return s.id }
+func (s *session) Events() <-chan backends.Event { return s.box.out }
+func (s *session) Valid() bool                   { return s.lease.Valid() }
+func (s *session) Done() <-chan struct{}         { return s.done }
+
+func (s *session) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// Close says goodbye, as backends.Session says. It returns when all goroutines
+// of the session have ended, or with ctx's end.
+// The server may have to be asked several times: each call does a bounded piece.
+func (s *session) Close(ctx context.Context) error {
+	s.end(nil)
+	_, err := detach(ctx, s.b.crew, nil, func() (struct{}, error) {
+		err := s.goodbye(ctx)
+		s.crew.wait()
+		return struct{}{}, err
+	})
+	if err != nil {
+		return fmt.Errorf("closing session %s at %s: %w", s.id, s.b.where, err)
+	}
+	return nil
+}
+
+// goodbye ends the session at the server, within the back end's time-out
+// for each piece of the work.
+func (s *session) goodbye(ctx context.Context) error {
+	for {
+		bounded, cancel := context.WithTimeout(ctx, s.b.timeout)
+		a, err := s.b.try(bounded, reapScript, s.id, "end")
+		cancel()
+		if err != nil {
+			return err
+		}
+		if a.number(0) == 0 {
+			return nil
+		}
+	}
+}
+
+// ended takes the outcome "over" of a script, and ends the session.
+func (s *session) ended(a answer) bool {
+	if a.outcome != "over" {
+		return false
+	}
+	s.end(errUnknown(s.b.where))
+	return true
+}
+
+// try runs a script until the server has answered or the session is over.
+func (s *session) try(ctx context.Context, script *goredis.Script, args ...any) (answer, error) {
+	a, err := s.b.try(ctx, script, append([]any{s.id}, args...)...)
+	if err == nil && s.ended(a) || s.ctx.Err() != nil {
+		return a, s.overError()
+	}
+	return a, err
+}
+
+// called makes the error of a method of the session.
+func (s *session) called(what, name string, err error) error {
+	if errors.Is(err, errClosed) {
+		err = s.overError()
+	}
+	return fmt.Errorf("%s %q at %s: %w", what, name, s.b.where, err)
+}

@@ -1,0 +1,136 @@
+package testserver
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// RedisServer is a private redis-server. It ends with the test.
+type RedisServer struct {
+	t      testing.TB
+	port   int
+	args   []string
+	dir    string
+	cmd    *exec.Cmd
+	output *bytes.Buffer
+}
+
+// Redis starts a redis-server on a free port of the loopback interface, with a
+// data directory of its own and no persistence. args are further options, as
+// on its command line ("--appendonly", "yes"). It is the test's failure when the
+// program is not there.
+func Redis(t testing.TB, args ...string) *RedisServer {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		t.Fatalf("this test needs redis-server: install Debian's package redis-server (%v)", err)
+	}
+	s := &RedisServer{t: t, args: args, dir: t.TempDir()}
+	t.Cleanup(s.Stop)
+	var err error
+	for range 5 { // another program may take the port first
+		s.port = freePort(t)
+		if err = s.start(); err == nil {
+			return s
+		}
+	}
+	t.Fatal(err)
+	return nil
+}
+
+// Addr is the server's host:port.
+func (s *RedisServer) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
+
+// PID is the server's process, for tests that stop and continue it.
+func (s *RedisServer) PID() int { return s.cmd.Process.Pid }
+
+// Dir is the server's data directory.
+func (s *RedisServer) Dir() string { return s.dir }
+
+// Start starts the server again after Stop, with the same port and data directory.
+func (s *RedisServer) Start() {
+	s.t.Helper()
+	if err := s.start(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Stop kills the server, as a crash would. It may be stopped already.
+func (s *RedisServer) Stop() {
+	if s.cmd == nil {
+		return
+	}
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait() // "signal: killed"
+	s.cmd = nil
+}
+
+func (s *RedisServer) start() error {
+	args := append([]string{"--port", strconv.Itoa(s.port), "--bind", "127.0.0.1", "--dir", s.dir,
+		"--save", "", "--daemonize", "no"}, s.args...)
+	s.output = &bytes.Buffer{}
+	s.cmd = exec.Command("redis-server", args...)
+	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
+	s.cmd.Env = append(os.Environ(), "LC_ALL=C")
+	// It dies with the test's process, whatever happens to that.
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := s.cmd.Start(); err != nil {
+		return fmt.Errorf("starting redis-server: %w", err)
+	}
+	if err := s.ready(); err != nil {
+		s.Stop()
+		return fmt.Errorf("redis-server on port %d: %w; it says: %s", s.port, err, s.output)
+	}
+	return nil
+}
+
+// ready waits until this server, and no other on the same port, answers.
+func (s *RedisServer) ready() error {
+	var err error
+	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if err = s.ping(); err == nil {
+			return nil
+		}
+		if s.cmd.Process.Signal(syscall.Signal(0)) != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("not ready in time: %w", err)
+}
+
+// ping succeeds when the server answers, be it that it wants a password.
+func (s *RedisServer) ping() error {
+	conn, err := net.DialTimeout("tcp", s.Addr(), time.Second)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err = conn.Write([]byte("PING\r\n")); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err == nil && strings.HasPrefix(line, "-LOADING") {
+		err = fmt.Errorf("it answers %q", line)
+	}
+	return err
+}
+
+// freePort returns a port of the loopback interface that nobody listens on.
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
