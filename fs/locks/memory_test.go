@@ -3,7 +3,6 @@ package locks
 import (
 	"context"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -260,8 +259,14 @@ func open(handle uint64, yieldTo backends.Hint, wait bool) Request {
 		Writable: true, Wait: wait, YieldTo: yieldTo}
 }
 
-// universe is a few bytes at both ends of the address space, to compare byte by byte.
-var universe = []uint64{0, 1, 2, 3, 4, 5, math.MaxInt64 - 1, math.MaxInt64}
+// universe is the last few bytes of the address space, without a gap, to
+// compare byte by byte.
+var universe = func() (all []uint64) {
+	for b := uint64(backends.MaxByte - 7); b <= backends.MaxByte; b++ {
+		all = append(all, b)
+	}
+	return all
+}()
 
 func anyRange() backends.Range {
 	a, b := universe[rand.IntN(len(universe))], universe[rand.IntN(len(universe))]
