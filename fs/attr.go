@@ -89,12 +89,12 @@ func (f *FileSystem) onInode(ino uint64, closed func() (backends.Info, error),
 func (f *FileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	n, name, err := f.nodes.find(in.NodeId)
 	if err == nil {
-		err = f.setAttr(caller(cancel), n, in, out)
+		err = f.setAttr(cancel, n, in, out)
 	}
 	return f.status("set attributes", name, err)
 }
 
-func (f *FileSystem) setAttr(ctx caller, n *node, in *fuse.SetAttrIn, out *fuse.AttrOut) error {
+func (f *FileSystem) setAttr(interrupt <-chan struct{}, n *node, in *fuse.SetAttrIn, out *fuse.AttrOut) error {
 	attr := wanted(in)
 	if attr.Size != nil && *attr.Size > backends.MaxContent {
 		return syscall.EFBIG
@@ -103,7 +103,7 @@ func (f *FileSystem) setAttr(ctx caller, n *node, in *fuse.SetAttrIn, out *fuse.
 	if fh, ok := in.GetFh(); ok && attr.Size != nil {
 		h, err := f.handles.find(fh)
 		if err == nil {
-			err = f.ready(ctx, h, h.nonblock())
+			err = f.ready(interrupt, h, h.nonblock())
 		}
 		if err != nil {
 			return err

@@ -43,9 +43,9 @@ func (f *FileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, component
 		again: f.retries.take(in.Pid, name) || in.Pid == 0}
 	var h *handle
 	if c.excl {
-		h, err = f.createExclusively(caller(cancel), c)
+		h, err = f.createExclusively(cancel, c)
 	} else {
-		h, err = f.createOrOpen(caller(cancel), c)
+		h, err = f.createOrOpen(cancel, c)
 	}
 	if err == nil {
 		// A bare handle is to have a nodeid of its own: see retry.go.
@@ -60,16 +60,16 @@ func (c creation) info() backends.Info {
 }
 
 // createOrOpen is O_CREAT alone: never EEXIST.
-func (f *FileSystem) createOrOpen(ctx context.Context, c creation) (*handle, error) {
+func (f *FileSystem) createOrOpen(interrupt <-chan struct{}, c creation) (*handle, error) {
 	info, created, err := f.createOrFind(c)
 	if err != nil {
 		return nil, err
 	}
 	h := f.newHandle(c.name, info, c.in.Flags, c.in.Pid)
-	bare, err := f.lockOnOpen(ctx, h, false)
+	bare, err := f.lockOnOpen(f.life, h, false)
 	if err != nil && !h.nonblock() && mayWait(err) {
 		if c.again {
-			bare, err = f.lockBriefly(ctx, h)
+			bare, err = f.lockBriefly(interrupt, h)
 		} else {
 			err = f.lookAgain(c.in.Pid, c.name)
 		}
@@ -118,8 +118,10 @@ func (f *FileSystem) createOrFind(c creation) (info backends.Info, created bool,
 }
 
 // lockBriefly waits for the lock of an open while the kernel keeps the directory locked.
-func (f *FileSystem) lockBriefly(ctx context.Context, h *handle) (bare bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, createWait)
+func (f *FileSystem) lockBriefly(interrupt <-chan struct{}, h *handle) (bare bool, err error) {
+	caller, stop := f.asking(interrupt, true)
+	defer stop()
+	ctx, cancel := context.WithTimeout(caller, createWait)
 	defer cancel()
 	bare, err = f.lockOnOpen(ctx, h, true)
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -130,9 +132,9 @@ func (f *FileSystem) lockBriefly(ctx context.Context, h *handle) (bare bool, err
 
 // createExclusively is O_CREAT|O_EXCL. It takes the lock before it creates
 // the name, so that an interrupted wait leaves no file behind that nobody could create again.
-func (f *FileSystem) createExclusively(ctx context.Context, c creation) (*handle, error) {
+func (f *FileSystem) createExclusively(interrupt <-chan struct{}, c creation) (*handle, error) {
 	h := f.newHandle(c.name, backends.Info{}, c.in.Flags, c.in.Pid)
-	bare, err := f.lockOnOpen(ctx, h, false)
+	bare, err := f.lockOnOpen(f.life, h, false)
 	if err != nil && mayWait(err) {
 		// Who comes too late is told so at once, whoever holds the lock.
 		_, missing := f.store.Stat(f.life, c.name)
@@ -140,7 +142,7 @@ func (f *FileSystem) createExclusively(ctx context.Context, c creation) (*handle
 		case missing == nil:
 			err = syscall.EEXIST
 		case errors.Is(missing, backends.ErrNotExist) && !h.nonblock():
-			bare, err = f.lockBriefly(ctx, h)
+			bare, err = f.lockBriefly(interrupt, h)
 		}
 	}
 	var info backends.Info

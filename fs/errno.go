@@ -30,6 +30,7 @@ var kinds = []struct {
 	{backends.ErrNoSpace, syscall.ENOSPC},
 	{backends.ErrCrossDevice, syscall.EXDEV},
 	{locks.ErrClosed, syscall.ENOTCONN},
+	{locks.ErrLost, syscall.EIO},
 	{backends.ErrUnavailable, syscall.EIO},
 	{backends.ErrSessionOver, syscall.EIO},
 	{backends.ErrRefused, syscall.EIO},

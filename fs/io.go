@@ -49,7 +49,7 @@ func (f *FileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	if off+int64(len(data)) > backends.MaxContent {
 		return 0, fuse.Status(syscall.EFBIG)
 	}
-	err = f.ready(caller(cancel), h, in.Flags&syscall.O_NONBLOCK != 0)
+	err = f.ready(cancel, h, in.Flags&syscall.O_NONBLOCK != 0)
 	if err == nil {
 		// go-fuse uses the buffer again; the store may not be done with it when its context has ended.
 		err = h.file.write(f.life, f.store, off, bytes.Clone(data))
@@ -77,7 +77,7 @@ func (f *FileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 	case in.Offset > backends.MaxContent || in.Length > backends.MaxContent-in.Offset:
 		return fuse.Status(syscall.EFBIG)
 	}
-	err = f.ready(caller(cancel), h, h.nonblock())
+	err = f.ready(cancel, h, h.nonblock())
 	if err != nil {
 		return f.status("fallocate", h.name, err)
 	}

@@ -15,15 +15,15 @@ import (
 
 // SetLk implements fuse.RawFileSystem: a lock call that is not to wait.
 func (f *FileSystem) SetLk(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
-	return f.setLock(caller(cancel), in, false)
+	return f.setLock(cancel, in, false)
 }
 
 // SetLkw implements fuse.RawFileSystem: a lock call that waits, or an unlock.
 func (f *FileSystem) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
-	return f.setLock(caller(cancel), in, true)
+	return f.setLock(cancel, in, true)
 }
 
-func (f *FileSystem) setLock(ctx context.Context, in *fuse.LkIn, wait bool) fuse.Status {
+func (f *FileSystem) setLock(interrupt <-chan struct{}, in *fuse.LkIn, wait bool) fuse.Status {
 	h, err := f.alive(in.Fh)
 	if err != nil {
 		return f.status("lock", "", err)
@@ -31,6 +31,8 @@ func (f *FileSystem) setLock(ctx context.Context, in *fuse.LkIn, wait bool) fuse
 	r, err := h.request(in)
 	if err == nil {
 		r.Wait = wait
+		ctx, stop := f.asking(interrupt, wait)
+		defer stop()
 		err = f.explicit(ctx, h, r, in)
 	}
 	return f.status("lock", h.name, lockErrno(err))
@@ -107,7 +109,7 @@ func (f *FileSystem) skips(h *handle, in *fuse.InHeader) bool {
 }
 
 // GetLk implements fuse.RawFileSystem: the first lock in the way.
-func (f *FileSystem) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
+func (f *FileSystem) GetLk(_ <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
 	h, err := f.alive(in.Fh)
 	if err != nil {
 		return f.status("test a lock", "", err)
@@ -116,7 +118,7 @@ func (f *FileSystem) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOu
 	if err != nil {
 		return f.status("test a lock", h.name, err)
 	}
-	conflict, found, err := f.table.Test(caller(cancel), r)
+	conflict, found, err := f.table.Test(f.life, r)
 	if err != nil {
 		return f.status("test a lock", h.name, lockErrno(fmt.Errorf("test the lock %q: %w", h.name, err)))
 	}

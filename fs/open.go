@@ -18,12 +18,12 @@ import (
 func (f *FileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n, name, err := f.nodes.find(in.NodeId)
 	if err == nil {
-		err = f.open(caller(cancel), n, name, in, out)
+		err = f.open(cancel, n, name, in, out)
 	}
 	return f.status("open", name, err)
 }
 
-func (f *FileSystem) open(ctx context.Context, n *node, name string, in *fuse.OpenIn, out *fuse.OpenOut) error {
+func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *fuse.OpenIn, out *fuse.OpenOut) error {
 	again := f.retries.take(in.Pid, name)
 	info, err := f.store.Stat(f.life, name)
 	switch {
@@ -33,6 +33,8 @@ func (f *FileSystem) open(ctx context.Context, n *node, name string, in *fuse.Op
 		return err
 	}
 	h := f.newHandle(name, info, in.Flags, in.Pid)
+	ctx, stop := f.asking(interrupt, !h.nonblock())
+	defer stop()
 	bare, err := f.lockOnOpen(ctx, h, !h.nonblock())
 	if err == nil && bare && !n.private && !again && f.retries.add(in.Pid, name) {
 		err = syscall.ESTALE
@@ -119,13 +121,15 @@ func (f *FileSystem) opened(h *handle, bare, truncate bool) error {
 }
 
 // ready says that data may be written through the handle: a bare one waits for its lock first.
-func (f *FileSystem) ready(ctx context.Context, h *handle, nonblock bool) error {
+func (f *FileSystem) ready(interrupt <-chan struct{}, h *handle, nonblock bool) error {
 	if f.table.Lost(h.id) {
 		return syscall.EIO
 	}
 	if h.isBare() {
 		r := h.whole()
 		r.Wait = !nonblock
+		ctx, stop := f.asking(interrupt, r.Wait)
+		defer stop()
 		if err := f.table.Lock(ctx, r); err != nil {
 			return fmt.Errorf("lock %q for writing: %w", h.name, err)
 		}

@@ -55,11 +55,12 @@ func (f *FileSystem) rename(from, to string, noReplace bool) error {
 	return nil
 }
 
-// lockForRename takes the write lock of a name for as long as it is moved, under an owner of its own.
+// lockForRename takes the write lock of a name for as long as it is moved, under an owner of
+// its own, and by the door through which nobody yields to it.
 func (f *FileSystem) lockForRename(name string) (unlock func(), err error) {
 	id := f.handles.next()
 	err = f.table.Lock(context.WithoutCancel(f.life), locks.Request{Name: name, Handle: id,
-		Owner: locks.Owner{Kind: locks.Description, ID: id}, Door: locks.Flock, Lock: wholeWrite})
+		Owner: locks.Owner{Kind: locks.Description, ID: id}, Door: locks.Open, Lock: wholeWrite})
 	switch {
 	case errors.Is(err, backends.ErrWouldBlock):
 		return nil, syscall.EBUSY
