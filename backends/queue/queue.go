@@ -43,52 +43,64 @@ func (s State) Find(id string) int {
 // for each other.
 func (s *State) Ask(e Entry) bool {
 	e.Granted = false
-	all := append(slices.Clone(*s), e)
-	last := len(all) - 1
-	for i, waits := range all.waitingFor(last) {
-		if waits && i != last && all.waitingFor(i)[last] {
-			return false
+	if len(e.Held) > 0 {
+		all := append(slices.Clone(*s), e)
+		last := len(all) - 1
+		o := order{state: all}
+		for i, waits := range o.waitingFor(last) {
+			if waits && o.waitingFor(i)[last] {
+				return false
+			}
 		}
 	}
 	*s = append(*s, e)
 	return true
 }
 
-// conflictsAny reports whether e can't be granted while another owner has held.
-func conflictsAny(e Entry, held []backends.Lock) bool {
-	return slices.ContainsFunc(held, e.Conflicts)
+// order answers who waits for whom in a state that does not change meanwhile.
+type order struct {
+	state State
+	known map[int][]bool // what ahead returned
 }
 
 // waitingFor says for each entry whether it waits for what the owner behind
 // the waiting entry x keeps meanwhile (its Held): because it conflicts with
-// that, or because it stands behind one that waits so. It is all false where
-// x.Held is empty, so nothing is computed for the entries of flock and open.
-func (s State) waitingFor(x int) []bool {
-	waits := make([]bool, len(s))
-	if len(s[x].Held) == 0 {
+// that, or because it stands behind one that waits so and does not go ahead of
+// it. It is all false where x.Held is empty, so nothing is computed for the
+// entries of flock and open.
+func (o *order) waitingFor(x int) []bool { return o.waiting(x, len(o.state)) }
+
+// ahead is waitingFor for the entries before x: those that x goes ahead of.
+func (o *order) ahead(x int) []bool {
+	if waits, ok := o.known[x]; ok {
 		return waits
 	}
-	for j, y := range s {
-		if j == x || y.Granted {
-			continue
+	waits := o.waiting(x, x)
+	if o.known == nil {
+		o.known = map[int][]bool{}
+	}
+	o.known[x] = waits
+	return waits
+}
+
+// waiting is waitingFor for the first n entries.
+func (o *order) waiting(x, n int) []bool {
+	waits := make([]bool, n)
+	held := o.state[x].Held
+	for j := 0; j < n && len(held) > 0; j++ {
+		y := o.state[j]
+		if j != x && !y.Granted {
+			waits[j] = slices.ContainsFunc(held, y.Conflicts) || o.behind(j, waits)
 		}
-		waits[j] = conflictsAny(y, s[x].Held) || s.behind(j, waits)
 	}
 	return waits
 }
 
-// behind reports whether the waiting entry j stands behind one of these,
-// and does not go ahead of it.
-func (s State) behind(j int, these []bool) bool {
-	var ahead []bool
+// behind reports whether the waiting entry j stands behind one of these, and
+// does not go ahead of it.
+func (o *order) behind(j int, these []bool) bool {
 	for k := range j {
-		if !these[k] || !s[j].Conflicts(s[k].Lock) {
-			continue
-		}
-		if len(s[j].Held) > 0 && ahead == nil {
-			ahead = s[:j+1].waitingFor(j)
-		}
-		if ahead == nil || !ahead[k] {
+		if these[k] && o.state[j].Conflicts(o.state[k].Lock) && !o.ahead(j)[k] {
 			return true
 		}
 	}
@@ -104,24 +116,13 @@ func (s State) behind(j int, these []bool) bool {
 //     would wait for ever.
 func (s State) Blocked(i int) bool {
 	x := s[i]
-	var ahead []bool
+	o := order{state: s}
 	for j, y := range s {
-		if j == i || !x.Conflicts(y.Lock) {
-			continue
-		}
-		if y.Granted {
-			if y.Session != x.Session {
-				return true
-			}
-			continue
-		}
-		if j > i {
-			continue
-		}
-		if len(x.Held) > 0 && ahead == nil {
-			ahead = s.waitingFor(i)
-		}
-		if ahead == nil || !ahead[j] {
+		switch {
+		case j == i || !x.Conflicts(y.Lock):
+		case y.Granted && y.Session != x.Session:
+			return true
+		case !y.Granted && j < i && !o.ahead(i)[j]:
 			return true
 		}
 	}

@@ -238,15 +238,9 @@ func (c *core) blocked(i int) bool {
 	if slices.ContainsFunc(c.held, func(h held) bool { return h.collides(&w.Request) }) || c.awaitsEarlier(w) {
 		return true
 	}
-	var ahead []bool
+	o := c.order(c.queue)
 	for k, before := range c.queue[:i] {
-		if !before.collides(&w.Request) {
-			continue
-		}
-		if ahead == nil {
-			ahead = c.waitingFor(&w.Request, c.queue[:i])
-		}
-		if !ahead[k] {
+		if before.collides(&w.Request) && !o.ahead(i)[k] {
 			return true
 		}
 	}
@@ -274,35 +268,53 @@ func (c *core) awaitsEarlier(w *waiter) bool {
 	})
 }
 
-// waitingFor says of each waiter in a list, in the list's order, whether it
-// waits for a lock of the request's owner, or behind one who does.
-func (c *core) waitingFor(r *Request, list []*waiter) []bool {
-	waits := make([]bool, len(list))
-	own := slices.DeleteFunc(slices.Clone(c.held), func(h held) bool { return !h.ours(r) })
+// order answers who of a list of waiters waits for whom, while nothing changes.
+type order struct {
+	*core
+	list  []*waiter
+	known map[int][]bool // what ahead returned
+}
+
+func (c *core) order(list []*waiter) *order { return &order{core: c, list: list} }
+
+// ahead says of each waiter before number k whether k goes ahead of it.
+func (o *order) ahead(k int) []bool {
+	if waits, ok := o.known[k]; ok {
+		return waits
+	}
+	waits := o.waitingFor(&o.list[k].Request, k)
+	if o.known == nil {
+		o.known = map[int][]bool{}
+	}
+	o.known[k] = waits
+	return waits
+}
+
+// waitingFor says of each of the first n waiters whether it waits for a lock
+// of the request's owner, or behind one who does.
+func (o *order) waitingFor(r *Request, n int) []bool {
+	waits := make([]bool, n)
+	var own []*held
+	for i := range o.held {
+		if o.held[i].ours(r) {
+			own = append(own, &o.held[i])
+		}
+	}
 	if len(own) == 0 {
 		return waits
 	}
-	for k, w := range list {
-		if same(w.Owner, w.Handle, r.Owner, r.Handle) {
-			continue
+	for k, w := range o.list[:n] {
+		if !same(w.Owner, w.Handle, r.Owner, r.Handle) {
+			waits[k] = slices.ContainsFunc(own, func(h *held) bool { return h.collides(&w.Request) }) || o.behind(k, waits)
 		}
-		waits[k] = slices.ContainsFunc(own, func(h held) bool { return h.collides(&w.Request) }) || c.behind(list, k, waits)
 	}
 	return waits
 }
 
-// behind reports whether waiter k of a list stands behind one of these, and
-// does not go ahead of it.
-func (c *core) behind(list []*waiter, k int, these []bool) bool {
-	var ahead []bool
+// behind reports whether waiter k stands behind one of these, and does not go ahead of it.
+func (o *order) behind(k int, these []bool) bool {
 	for j := range k {
-		if !these[j] || !list[j].collides(&list[k].Request) {
-			continue
-		}
-		if ahead == nil {
-			ahead = c.waitingFor(&list[k].Request, list[:k])
-		}
-		if !ahead[j] {
+		if these[j] && o.list[j].collides(&o.list[k].Request) && !o.ahead(k)[j] {
 			return true
 		}
 	}
@@ -312,7 +324,7 @@ func (c *core) behind(list []*waiter, k int, these []bool) bool {
 // all returns all waiters: who is inside, then who is outside.
 func (c *core) all() []*waiter { return slices.Concat(c.queue, c.outside) }
 
-// inOrder returns the waiters before w: all who are inside where w is outside.
+// before returns the waiters before w: all who are inside where w is outside.
 func (c *core) before(w *waiter) []*waiter {
 	all := c.all()
 	if i := slices.Index(all, w); i >= 0 {
@@ -329,7 +341,7 @@ func (c *core) waitsFor(w *waiter) []Owner {
 		owners = append(owners, h.owner)
 	}
 	before := c.before(w)
-	ahead := c.waitingFor(&w.Request, before)
+	ahead := c.order(before).waitingFor(&w.Request, len(before))
 	for k, b := range before {
 		if b.collides(&w.Request) && !ahead[k] && !b.suspended {
 			owners = append(owners, b.Owner)
@@ -351,7 +363,7 @@ func (c *core) kept(r *Request) []backends.Lock {
 	if len(locks) == 0 {
 		return nil
 	}
-	for k, waits := range c.waitingFor(r, c.queue) {
+	for k, waits := range c.order(c.queue).waitingFor(r, len(c.queue)) {
 		if waits {
 			locks = append(locks, c.queue[k].Lock)
 		}
@@ -366,7 +378,7 @@ func (c *core) blockedByOutside(r *Request) bool {
 		return false
 	}
 	all := c.all()
-	ahead := c.waitingFor(r, all)
+	ahead := c.order(all).waitingFor(r, len(all))
 	for k, w := range all[len(c.queue):] {
 		if w.collides(r) && !ahead[len(c.queue)+k] {
 			return true
