@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"lockfs/backends"
 )
@@ -25,6 +27,7 @@ var queueTests = []test{
 	{"waiting within a session", testQueueWithinSession},
 	{"parts of the range", testQueueRanges},
 	{"many waiters in turn", testManyWaiters},
+	{"who waits is told that it stands in the queue", testQueued},
 }
 
 func testExclusion(e *env) {
@@ -324,6 +327,41 @@ func testManyWaiters(e *env) {
 		}
 		last = c.Token
 		q.p.drop(name, c)
+	}
+	e.empty(name)
+}
+
+// testQueued: Queued is called once, by who waits only, and when it stands in the queue.
+func testQueued(e *env) {
+	const name = "queued"
+	p := e.peers(2)
+	var calls atomic.Int32
+	queued := make(chan struct{}, 10)
+	tell := func() { calls.Add(1); queued <- struct{}{} }
+	c := p[0].getWith(name, backends.Request{Lock: reading, Queued: tell})
+	d := p[1].getWith(name, backends.Request{Lock: reading, Wait: true, Queued: tell})
+	p[1].drop(name, d)
+	_, err := p[1].Acquire(e.ctx(), name, backends.Request{Lock: writing, Queued: tell})
+	e.want(err, backends.ErrWouldBlock)
+	up := p[0].ask(name, backends.Request{Lock: reading, YieldTo: backends.ByCall, Queued: tell})
+	own := up.granted()
+	if n := calls.Load(); n != 0 {
+		e.Fatalf("Queued was called %d times by requests that were decided at once", n)
+	}
+	w := p[1].ask(name, backends.Request{Lock: writing, Queued: tell})
+	select {
+	case <-queued:
+	case <-time.After(patience):
+		e.Fatal("Queued is not called though the request waits")
+	}
+	if n := e.Entries(e.T, name); n != 3 {
+		e.Fatalf("Queued was called with %d entries in the back end, want 3", n)
+	}
+	p[0].refused(name, reading) // it stands behind the one that waits
+	p[0].drop(name, c, own)
+	p[1].drop(name, w.granted())
+	if n := calls.Load(); n != 1 {
+		e.Fatalf("Queued was called %d times for one wait", n)
 	}
 	e.empty(name)
 }

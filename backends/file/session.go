@@ -1,0 +1,355 @@
+package file
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"lockfs/backends"
+)
+
+// session is a node's presence on this machine. See the package comment.
+type session struct {
+	b     *Backend
+	id    string
+	log   *slog.Logger
+	ttl   time.Duration
+	file  *flock.Flock // kept locked as long as the session lives
+	stat  os.FileInfo  // of that file, to know it again
+	sock  *net.UnixListener
+	inbox *inbox
+
+	life   context.Context // ends with the session
+	finish context.CancelFunc
+	owned  sync.WaitGroup // the session's own goroutines, all ended after finish
+	ending sync.Once
+
+	mu      sync.Mutex
+	closing bool // no new operations
+	over    bool
+	err     error
+	ops     int           // operations under way
+	idle    chan struct{} // closed when closing and ops is 0
+	names   map[string]int
+	waiters map[string]*waiter
+	lines   map[string]*line
+	conns   map[net.Conn]struct{}
+}
+
+// presence is what a session's file says.
+type presence struct{ Node string }
+
+const socketSuffix = ".s"
+
+// sessionPath is the file that a session keeps locked.
+func (b *Backend) sessionPath(id string) string { return filepath.Join(b.sessions, id) }
+
+// socketPath reaches a session's socket through the descriptor of its
+// directory, for a socket's address has only 108 bytes.
+func (b *Backend) socketPath(id string) string {
+	return "/proc/self/fd/" + strconv.Itoa(int(b.sockets.Fd())) + "/" + id + socketSuffix
+}
+
+// alive reports whether the session of this file lives: whether its process
+// has it locked. When that can't be found out, it lives: never take a lock from a holder on suspicion.
+func alive(path string) bool {
+	f := flock.New(path, flock.SetFlag(os.O_RDONLY))
+	got, err := f.TryRLock()
+	if err != nil {
+		return !errors.Is(err, os.ErrNotExist)
+	}
+	_ = f.Close() // closing its descriptor unlocks
+	return !got
+}
+
+// Open starts a session. See backends.Backend.
+func (b *Backend) Open(ctx context.Context, options backends.SessionOptions) (backends.Session, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("open a session in %v: %w", b, context.Cause(ctx))
+	}
+	log := options.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	s := &session{b: b, log: log, ttl: options.TTL, inbox: newInbox(), idle: make(chan struct{}),
+		names: map[string]int{}, waiters: map[string]*waiter{}, lines: map[string]*line{}, conns: map[net.Conn]struct{}{}}
+	s.life, s.finish = context.WithCancel(context.Background())
+	if err := s.register(options.Node); err != nil {
+		return nil, fmt.Errorf("open a session in %v: %w", b, err)
+	}
+	sock, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: b.socketPath(s.id), Net: "unixpacket"})
+	if err != nil {
+		s.unregister()
+		return nil, fmt.Errorf("open a session in %v: %w", b, kind(err))
+	}
+	s.sock = sock
+	s.owned.Go(s.accept)
+	s.owned.Go(s.watch)
+	s.owned.Go(func() { s.inbox.run(s.life) })
+	return s, nil
+}
+
+// register makes the session's file and locks it. Between the two a peer that
+// sweeps may take it for a dead one's and remove it; then another is made.
+func (s *session) register(node string) error {
+	text, err := json.Marshal(presence{Node: node})
+	if err != nil {
+		return fmt.Errorf("encode the node's name: %w", err)
+	}
+	for {
+		s.id = rand.Text()
+		path := s.b.sessionPath(s.id)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			_ = os.Remove(path) // perhaps half written
+			return kind(err)
+		}
+		s.file = flock.New(path)
+		if err := s.file.Lock(); err != nil {
+			_ = os.Remove(path) // unlocked, it would be swept by the next
+			return kind(err)
+		}
+		if s.stat, err = s.file.Stat(); err != nil {
+			s.unregister()
+			return kind(err)
+		}
+		if s.present() {
+			return nil
+		}
+		_ = s.file.Close() // its file is gone
+	}
+}
+
+// unregister removes the session's file, then lets go of it.
+func (s *session) unregister() {
+	_ = os.Remove(s.b.sessionPath(s.id)) // if it stays, it is swept by the next session
+	_ = s.file.Close()
+}
+
+// present reports whether the session's file is where peers look for it.
+func (s *session) present() bool {
+	now, err := os.Lstat(s.b.sessionPath(s.id))
+	if err != nil {
+		return !errors.Is(err, os.ErrNotExist)
+	}
+	return os.SameFile(now, s.stat)
+}
+
+// watch sees that the session's file stays: should somebody remove the directory, peers
+// would not know of this session any more.
+func (s *session) watch() {
+	interval := time.Second
+	if s.ttl > 0 {
+		interval = min(interval, s.ttl/5)
+	}
+	for tick := time.NewTicker(max(interval, time.Millisecond)); ; {
+		select {
+		case <-s.life.Done():
+			tick.Stop()
+			return
+		case <-tick.C:
+			s.check()
+		}
+	}
+}
+
+// check ends the session if its file is gone, and then returns an error.
+func (s *session) check() error {
+	if s.present() {
+		return nil
+	}
+	err := fmt.Errorf("session file %s was removed or replaced: %w", s.b.sessionPath(s.id), backends.ErrSessionOver)
+	s.end(err)
+	return err
+}
+
+// end makes the session over, at once and without a goodbye. It does not wait for its goroutines.
+func (s *session) end(why error) {
+	s.ending.Do(func() {
+		s.mu.Lock()
+		s.closing, s.over, s.err = true, true, why // before the lock is let go: Valid is false before a peer can know
+		s.mu.Unlock()
+		s.finish()
+		_ = s.sock.Close() // removes the socket; what stays is swept
+		s.mu.Lock()
+		for c := range s.conns {
+			_ = c.Close() // tells the peer that we are gone
+		}
+		s.mu.Unlock()
+		_ = s.file.Close() // closing its descriptor unlocks
+	})
+}
+
+// ID identifies the session.
+func (s *session) ID() string { return s.id }
+
+// Events delivers who waits for what this session holds.
+func (s *session) Events() <-chan backends.Event { return s.inbox.out }
+
+// Valid reports whether the session lives: until Close, or until its file is found gone.
+func (s *session) Valid() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.over
+}
+
+// Done is closed when the session is over.
+func (s *session) Done() <-chan struct{} { return s.life.Done() }
+
+// Err says why the session is over.
+func (s *session) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// Close drops everything and says goodbye. Waits end with ErrSessionOver.
+func (s *session) Close(ctx context.Context) error {
+	s.mu.Lock()
+	first := !s.closing
+	s.closing = true
+	if first && s.ops == 0 {
+		close(s.idle)
+	}
+	for _, w := range s.waiters {
+		w.settle(result{err: errClosed})
+	}
+	s.mu.Unlock()
+	if !first {
+		select {
+		case <-s.Done():
+			s.owned.Wait()
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("close the session: %w", context.Cause(ctx))
+		}
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.goodbye() }() // it ends by itself: each step is short, or finds the session over
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = fmt.Errorf("close the session: %w", context.Cause(ctx))
+	}
+	if err == nil {
+		_ = os.Remove(s.b.sessionPath(s.id)) // if it stays, it is swept by the next session
+	}
+	s.end(nil)
+	s.owned.Wait()
+	return err
+}
+
+// goodbye drops the session's entries after its last operation.
+func (s *session) goodbye() error {
+	select {
+	case <-s.idle:
+	case <-s.life.Done():
+		return nil
+	}
+	for _, name := range s.namesInUse() {
+		err := s.persist(func() error {
+			return s.transact(name, func(t *txn) error {
+				t.st.DropSession(s.id)
+				return nil
+			})
+		})
+		if err != nil && !errors.Is(err, backends.ErrSessionOver) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) namesInUse() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := make([]string, 0, len(s.names))
+	for name := range s.names {
+		names = append(names, name)
+	}
+	return names
+}
+
+var errClosed = fmt.Errorf("the session was closed: %w", backends.ErrSessionOver)
+
+// begin counts an operation in, unless the session is closing. Each is ended with endOp.
+func (s *session) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		if s.err != nil {
+			return s.err
+		}
+		return errClosed
+	}
+	s.ops++
+	return nil
+}
+
+func (s *session) endOp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ops--
+	if s.closing && !s.over && s.ops == 0 {
+		close(s.idle)
+	}
+}
+
+// sweep removes what sessions that died left behind where nobody waits for it.
+func (b *Backend) sweep() error {
+	entries, err := os.ReadDir(b.sessions)
+	if err != nil {
+		return kind(err)
+	}
+	files, dead := map[string]bool{}, []string{}
+	for _, e := range entries {
+		if id := e.Name(); !strings.HasSuffix(id, socketSuffix) {
+			files[id] = true
+			if !alive(b.sessionPath(id)) {
+				dead = append(dead, id)
+			}
+		}
+	}
+	for _, e := range entries {
+		if id, ok := strings.CutSuffix(e.Name(), socketSuffix); ok && !files[id] && !alive(b.sessionPath(id)) {
+			dead = append(dead, id)
+		}
+	}
+	if len(dead) == 0 {
+		return nil
+	}
+	if err := b.sweepStates(); err != nil {
+		return err
+	}
+	for _, id := range dead { // last, so that a sweep that was cut short is done again
+		b.bury(id)
+	}
+	return nil
+}
+
+// bury removes the files of a dead session. It holds the file's lock
+// meanwhile: a session that is just being born waits for that, and then finds
+// its file gone and makes another.
+func (b *Backend) bury(id string) {
+	path := b.sessionPath(id)
+	f := flock.New(path, flock.SetFlag(os.O_RDONLY))
+	got, err := f.TryRLock()
+	if !got && !errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	_ = os.Remove(path + socketSuffix)
+	_ = os.Remove(path) // should either stay, the next sweep removes it
+	_ = f.Close()       // closing its descriptor unlocks
+}

@@ -1,0 +1,214 @@
+package file
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lockfs/backends"
+	"lockfs/backends/queue"
+)
+
+// shardCount is the number of locks that the states of all names share.
+const shardCount = 64
+
+// shard guards the states of the names that hash to it.
+type shard struct {
+	gate
+	index int
+	temp  string // the one temporary file: a kill leaves at most this behind
+}
+
+func (sh *shard) init(dir string, index int) {
+	sh.index = index
+	sh.path = filepath.Join(dir, fmt.Sprintf("%02d", index))
+	sh.temp = sh.path + ".new"
+}
+
+// shardOf returns the shard of a name. It never changes, so that a name's tokens grow.
+func (b *Backend) shardOf(name string) *shard {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name)) // never fails
+	return &b.shards[h.Sum32()%shardCount]
+}
+
+func openTokens(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+}
+
+// lastToken returns the last token of a shard, which is locked.
+func (b *Backend) lastToken(sh *shard) (uint64, error) {
+	var buf [8]byte
+	n, err := b.tokens.ReadAt(buf[:], int64(8*sh.index))
+	if n < len(buf) {
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, fmt.Errorf("read the last token: %w", kind(err))
+		}
+		return 0, nil
+	}
+	return binary.LittleEndian.Uint64(buf[:]), nil
+}
+
+// nextToken returns a token greater than all before, of a shard that is
+// locked. It is written before anybody sees it; the clock keeps it growing even
+// if the file is lost.
+func (b *Backend) nextToken(sh *shard) (uint64, error) {
+	last, err := b.lastToken(sh)
+	if err != nil {
+		return 0, err
+	}
+	next := max(last+1, uint64(time.Now().UnixMicro()))
+	var buf [8]byte
+	binary.LittleEndian.PutUint64(buf[:], next)
+	if _, err := b.tokens.WriteAt(buf[:], int64(8*sh.index)); err != nil {
+		return 0, fmt.Errorf("write the next token: %w", kind(err))
+	}
+	return next, nil
+}
+
+// stateFile is what the file of a name holds: one line of JSON.
+type stateFile struct {
+	Name    []byte // base64: a name may hold any byte
+	Entries queue.State
+}
+
+func (b *Backend) statePath(name string) string { return filepath.Join(b.locks, hashed(name)) }
+
+// readState returns the state of a name whose shard is locked.
+func (b *Backend) readState(name string) (queue.State, error) {
+	path := b.statePath(name)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the state of %q: %w", name, kind(err))
+	}
+	f, err := parseState(data)
+	if err != nil || string(f.Name) != name {
+		return nil, fmt.Errorf("%s is not the state of %q that lockfs wrote (%v); when no mount uses the directory, remove the file: %w",
+			path, name, err, backends.ErrForeign)
+	}
+	return f.Entries, nil
+}
+
+func parseState(data []byte) (f stateFile, err error) {
+	line, _, _ := bytes.Cut(data, []byte{'\n'}) // what follows is padding
+	err = json.Unmarshal(line, &f)
+	return f, err
+}
+
+// writeState replaces the state of a name, whose shard is locked, in one
+// step: a process that is killed meanwhile leaves the old state or the new one.
+func (b *Backend) writeState(sh *shard, name string, st queue.State) error {
+	path := b.statePath(name)
+	if len(st) == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the state of %q: %w", name, kind(err))
+		}
+		return b.present(name)
+	}
+	data, err := json.Marshal(stateFile{Name: []byte(name), Entries: st})
+	if err != nil {
+		return fmt.Errorf("encode the state of %q: %w", name, err)
+	}
+	data = append(data, '\n')
+	err = os.WriteFile(sh.temp, data, 0o600)
+	if err == nil {
+		err = os.Rename(sh.temp, path)
+	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		_ = os.Remove(sh.temp) // best effort: it is overwritten next time
+		if overwrite(path, data) {
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("write the state of %q: %w", name, kind(err))
+	}
+	return nil
+}
+
+// present is for removals, which don't notice by themselves that the directory is gone.
+func (b *Backend) present(name string) error {
+	if _, err := os.Lstat(b.locks); err != nil {
+		return fmt.Errorf("remove the state of %q: %w", name, kind(err))
+	}
+	return nil
+}
+
+// block is what every file system writes in one step as far as a kill is concerned: one page.
+const block = 4096
+
+// overwrite puts a state in the place of the old one without needing space:
+// a lock must be let go on a full disk too. The old state's page is there already;
+// one write that covers all of it is not torn by a kill.
+func overwrite(path string, data []byte) bool {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }() // nothing is buffered
+	info, err := f.Stat()
+	if err != nil || max(info.Size(), int64(len(data))) > block {
+		return false
+	}
+	if pad := int(info.Size()) - len(data); pad > 0 {
+		data = append(data, bytes.Repeat([]byte{' '}, pad)...)
+	}
+	_, err = f.WriteAt(data, 0)
+	return err == nil
+}
+
+// sweepStates takes out of all states what sessions that died left there. Nobody waits for
+// those, or else they would have been taken out by who waits.
+func (b *Backend) sweepStates() error {
+	files, err := os.ReadDir(b.locks)
+	if err != nil {
+		return kind(err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(filepath.Join(b.locks, file.Name()))
+		if err != nil {
+			continue // let go of meanwhile
+		}
+		f, err := parseState(data)
+		if err != nil || hashed(string(f.Name)) != file.Name() {
+			continue // perhaps half overwritten just now; who uses the name looks with its shard locked
+		}
+		if err := b.sweepState(string(f.Name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepState writes no grants, for it could tell nobody: a state in which somebody waits is left to them.
+func (b *Backend) sweepState(name string) error {
+	sh := b.shardOf(name)
+	unlock, err := sh.lock(false)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	st, err := b.readState(name)
+	if err != nil {
+		return err
+	}
+	waits := func(e queue.Entry) bool { return !e.Granted && alive(b.sessionPath(e.Session)) }
+	dead := func(e queue.Entry) bool { return !alive(b.sessionPath(e.Session)) }
+	if slices.ContainsFunc(st, waits) || !slices.ContainsFunc(st, dead) {
+		return nil
+	}
+	return b.writeState(sh, name, slices.DeleteFunc(st, dead))
+}
