@@ -84,7 +84,7 @@ func (st *store) step(s step) error {
 		return st.put(path, s.Data)
 	case doLink:
 		temp := filepath.Join(st.dir, "newlink") // not put's, which would write through it
-		_ = os.Remove(temp) // of one who was killed here; if it stays, Symlink says so
+		_ = os.Remove(temp)                      // of one who was killed here; if it stays, Symlink says so
 		if err = os.Symlink(string(s.Data), temp); err == nil {
 			err = os.Rename(temp, path)
 		}

@@ -1,0 +1,326 @@
+package file
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"lockfs/backends"
+	"lockfs/backends/queue"
+	"lockfs/config"
+)
+
+func TestOpenRefuses(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := newDir(t)
+	if err := os.Chmod(open, 0o707); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		path, says string
+		kind       error
+	}{
+		{file, "directory", backends.ErrForeign},
+		{filepath.Join(file, "below"), "not a directory", backends.ErrForeign},
+		{open, "everybody may write", backends.ErrRefused},
+		{"/proc/nothing/here", "/proc", backends.ErrUnavailable},
+	} {
+		b, err := Open(t.Context(), config.File{Path: row.path}, "c", nil)
+		if err == nil {
+			_ = b.Close() // the test has failed
+			t.Fatalf("Open(%s) succeeded", row.path)
+		}
+		if !errors.Is(err, row.kind) || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), row.path) {
+			t.Errorf("Open(%s): %v; want %q, the path and %q", row.path, err, row.kind, row.says)
+		}
+	}
+}
+
+func TestOpenCreates(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new", "er")
+	b := openBackend(t, dir)
+	info, err := os.Stat(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode().Perm() != 0o700 {
+		t.Errorf("the directory was made with mode %04o", info.Mode().Perm())
+	}
+	if !b.Local() || !strings.Contains(b.String(), dir) {
+		t.Errorf("Local %v, String %q", b.Local(), b.String())
+	}
+}
+
+// TestClustersApart: two clusters in one directory share nothing, whatever they are called.
+func TestClustersApart(t *testing.T) {
+	dir := newDir(t)
+	for _, cluster := range []string{"a", "A", "a/b", "../a", "..", ".", strings.Repeat("x", 300), "#" + hashed("A")} {
+		b, err := Open(t.Context(), config.File{Path: dir}, cluster, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = b.Close() }) // closed after its session
+		if _, err := openSession(t, b).Acquire(bounded(t), "x", backends.Request{Lock: writeAll}); err != nil {
+			t.Errorf("cluster %q: %v", cluster, err)
+		}
+	}
+	files, err := os.ReadDir(filepath.Dir(dir))
+	if err != nil || len(files) != 1 {
+		t.Errorf("something lies outside of the directory: %v, %v", files, err)
+	}
+}
+
+// TestOtherBoots: what was locked before the machine went down is void, unless
+// it was another machine that did not go down.
+func TestOtherBoots(t *testing.T) {
+	dir := newDir(t)
+	root := filepath.Dir(filepath.Dir(openBackend(t, dir).locks))
+	old := filepath.Join(root, "boot-of-yesterday")
+	if err := errors.Join(os.MkdirAll(filepath.Join(old, "sessions"), 0o700), os.MkdirAll(filepath.Join(old, "locks"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	lock := flock.New(filepath.Join(old, "sessions", "SOMEBODY"))
+	if err := lock.Lock(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Open(t.Context(), config.File{Path: dir}, "Test cluster/1", nil)
+	if !errors.Is(err, backends.ErrForeign) || !strings.Contains(err.Error(), "another machine") {
+		t.Errorf("with a session of another boot alive: %v", err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	openBackend(t, dir)
+	if _, err := os.Stat(old); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what another boot locked is still there: %v", err)
+	}
+}
+
+// TestDirectoryRemoved: a session whose directory is gone is over, before long
+// by itself and at once when it is asked for something.
+func TestDirectoryRemoved(t *testing.T) {
+	for _, ask := range []bool{false, true} {
+		dir := filepath.Join(t.TempDir(), "locks")
+		s := openSession(t, openBackend(t, dir))
+		c := acquire(t, s, "x")
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		if ask {
+			_, err := s.Change(bounded(t), "x", []backends.Change{{ID: c.ID}})
+			if !errors.Is(err, backends.ErrSessionOver) && !errors.Is(err, backends.ErrUnavailable) {
+				t.Errorf("Change in a directory that is gone: %v", err)
+			}
+		}
+		select {
+		case <-s.Done():
+		case <-time.After(10 * time.Second):
+			t.Fatal("the session does not notice that its directory is gone")
+		}
+		if s.Valid() || !errors.Is(s.Err(), backends.ErrSessionOver) {
+			t.Errorf("valid %v, error %v", s.Valid(), s.Err())
+		}
+		if _, err := s.Acquire(bounded(t), "x", backends.Request{Lock: writeAll, Wait: true}); !errors.Is(err, backends.ErrSessionOver) {
+			t.Errorf("Acquire: %v", err)
+		}
+	}
+}
+
+// TestDirectoryReplaced: an old session can't change what a new directory says.
+func TestDirectoryReplaced(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "locks")
+	s := openSession(t, openBackend(t, dir))
+	acquire(t, s, "x")
+	if err := os.Rename(dir, dir+".old"); err != nil {
+		t.Fatal(err)
+	}
+	acquire(t, openSession(t, openBackend(t, dir)), "x")
+	if _, err := s.Acquire(bounded(t), "y", backends.Request{Lock: writeAll}); !errors.Is(err, backends.ErrSessionOver) {
+		t.Errorf("a session of a directory that was moved away: %v", err)
+	}
+}
+
+// TestForeignState: what lockfs did not write is refused with its path, and is no free lock.
+func TestForeignState(t *testing.T) {
+	b := openBackend(t, newDir(t))
+	s := openSession(t, b)
+	if err := os.WriteFile(b.statePath("x"), []byte("rubbish"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Acquire(bounded(t), "x", backends.Request{Lock: writeAll, Wait: true})
+	if !errors.Is(err, backends.ErrForeign) || !strings.Contains(err.Error(), b.statePath("x")) {
+		t.Errorf("Acquire: %v", err)
+	}
+}
+
+// TestTokensGrow although the clock goes back.
+func TestTokensGrow(t *testing.T) {
+	b := openBackend(t, newDir(t))
+	sh := b.shardOf("x")
+	future := []byte{0, 0, 0, 0, 0, 0, 0, 0x10} // 2^60 µs: the year 38502
+	if _, err := b.tokens.WriteAt(future, int64(8*sh.index)); err != nil {
+		t.Fatal(err)
+	}
+	for want := uint64(1<<60 + 1); want < 1<<60+4; want++ {
+		if got, err := b.nextToken(sh); err != nil || got != want {
+			t.Fatalf("token %d, %v; want %d", got, err, want)
+		}
+	}
+	if got, err := b.nextToken(b.shardOf("another")); err != nil || got > 1<<60 {
+		t.Errorf("another shard's token is %d, %v", got, err)
+	}
+}
+
+// TestOverwrite: the way round a full disk leaves a state that can be read, and refuses what a kill could tear.
+func TestOverwrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	entry := func(n int) []byte {
+		st := queue.State{}
+		for range n {
+			st = append(st, queue.Entry{ID: "AN-ID-AS-LONG-AS-THEY-ARE", Session: "A-SESSION-AS-LONG-AS-THEY-ARE"})
+		}
+		data, err := json.Marshal(stateFile{Name: []byte("x"), Entries: st})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return append(data, '\n')
+	}
+	for _, row := range []struct {
+		old, new int
+		ok       bool
+	}{{3, 1, true}, {1, 3, true}, {40, 1, false}, {1, 40, false}} {
+		if err := os.WriteFile(path, entry(row.old), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := overwrite(path, entry(row.new)); got != row.ok {
+			t.Fatalf("overwriting %d entries with %d: %v", row.old, row.new, got)
+		}
+		want := row.new
+		if !row.ok {
+			want = row.old
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f, err := parseState(data); err != nil || len(f.Entries) != want {
+			t.Fatalf("after overwriting %d entries with %d: %d entries, %v", row.old, row.new, len(f.Entries), err)
+		}
+	}
+}
+
+// TestJournal: a change that was cut short after any of its steps is whole for who comes next.
+func TestJournal(t *testing.T) {
+	for cut := range 4 {
+		b := openBackend(t, newDir(t))
+		f, err := b.Create(bounded(t), "f", backends.Info{Mode: 0o100644})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, in, err := b.get("f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		in.Nlink = 2
+		steps := []step{b.putInode(in), b.store.link(place{dir: backends.RootIno, component: "g"}, f.Ino)}
+		data, err := json.Marshal(steps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cut > 0 { // else it was killed before the journal was there
+			if err := b.put(b.journalPath(), data); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, s := range steps[:max(0, cut-1)] {
+			if err := b.step(s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		list, err := b.List(context.Background(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := min(cut, 1) + 1; len(list) != want || list[0].Nlink != uint32(want) {
+			t.Errorf("cut after %d: %+v, want %d names", cut, list, want)
+		}
+		if b.unfinished() {
+			t.Error("the journal is still there")
+		}
+	}
+}
+
+func BenchmarkAcquireChange(b *testing.B) {
+	dir := b.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		b.Fatal(err)
+	}
+	back, err := Open(b.Context(), config.File{Path: dir}, "bench", nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = back.Close() }()
+	s, err := back.Open(b.Context(), backends.SessionOptions{TTL: time.Second})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = s.Close(context.Background()) }()
+	for b.Loop() {
+		c, err := s.Acquire(b.Context(), "x", backends.Request{Lock: writeAll, Wait: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := s.Change(b.Context(), "x", []backends.Change{{ID: c.ID}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkHandOver(b *testing.B) {
+	dir := b.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		b.Fatal(err)
+	}
+	var sessions [2]backends.Session
+	for i := range sessions {
+		back, err := Open(b.Context(), config.File{Path: dir}, "bench", nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer func() { _ = back.Close() }()
+		if sessions[i], err = back.Open(b.Context(), backends.SessionOptions{TTL: time.Second}); err != nil {
+			b.Fatal(err)
+		}
+		defer func() { _ = sessions[i].Close(context.Background()) }()
+	}
+	held, err := sessions[0].Acquire(b.Context(), "x", backends.Request{Lock: writeAll})
+	for i := 0; b.Loop(); i++ {
+		if err != nil {
+			b.Fatal(err)
+		}
+		from, to := sessions[i%2], sessions[(i+1)%2]
+		got := make(chan error, 1)
+		queued := make(chan struct{})
+		last := held
+		go func() {
+			var err error
+			held, err = to.Acquire(b.Context(), "x", backends.Request{Lock: writeAll, Wait: true, Queued: func() { close(queued) }})
+			got <- err
+		}()
+		<-queued
+		if _, err := from.Change(b.Context(), "x", []backends.Change{{ID: last.ID}}); err != nil {
+			b.Fatal(err)
+		}
+		err = <-got
+	}
+}
