@@ -1,0 +1,3 @@
+#!/bin/sh
+# Many may read at the same time, as long as nobody writes.
+flock --shared /mnt/locks/catalogue echo "reading"
