@@ -73,43 +73,78 @@ func probe(path string, patience time.Duration) State {
 	}
 }
 
-// Prepare makes sure that lockfs can be mounted at path, and returns the path
-// absolute and with symbolic links resolved. FUSE mounts left there by a
-// crashed server are taken away; cleared says how many.
-func Prepare(path string) (resolved string, cleared int, err error) {
-	resolved, err = resolve(path)
+// Place is a mount point that is fit for a mount, and reserved for it.
+type Place struct {
+	// Path is absolute, symbolic links resolved.
+	Path string
+	// Cleared is the number of mounts of crashed servers that were taken away.
+	Cleared int
+	dir     *os.File
+}
+
+// Release ends the reservation, once the mount is there or given up.
+func (p *Place) Release() {
+	if p.dir != nil {
+		_ = p.dir.Close() // nothing was written
+	}
+}
+
+// Prepare makes sure that lockfs can be mounted at path, and keeps others from
+// mounting lockfs there until Release. FUSE mounts left there by a crashed
+// server are taken away.
+func Prepare(path string) (*Place, error) {
+	resolved, err := resolve(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", 0, missing(path)
+		return nil, missing(path)
 	case err != nil:
-		return "", 0, err
+		return nil, err
 	}
-	cleared, err = clear(resolved)
-	if err != nil {
-		return "", cleared, err
+	p := &Place{Path: resolved}
+	if err := p.clear(); err != nil {
+		return nil, err
 	}
 	switch info, err := os.Stat(resolved); {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", cleared, missing(resolved)
+		return nil, missing(resolved)
 	case err != nil:
-		return "", cleared, fmt.Errorf("mount point %s: %w", resolved, err)
+		return nil, fmt.Errorf("mount point %s: %w", resolved, err)
 	case !info.IsDir():
-		return "", cleared, fmt.Errorf("mount point %s %w; name a directory", resolved, ErrNotDir)
+		return nil, fmt.Errorf("mount point %s %w; name a directory", resolved, ErrNotDir)
 	}
-	return resolved, cleared, nil
+	if err := p.reserve(); err != nil {
+		p.Release()
+		return nil, err
+	}
+	return p, nil
+}
+
+// reserve locks the directory below the mount to come. Of two that come here
+// at the same time, the second finds the lock held, or, when the first is done, its mount.
+func (p *Place) reserve() error {
+	dir, err := os.OpenFile(p.Path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil // a directory that its owner may not read can be mounted on all the same
+	}
+	p.dir = dir
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("mount point %s %w: another lockfs is about to mount there; wait for it, or choose another directory", p.Path, ErrMounted)
+	}
+	return p.clear()
 }
 
 func missing(path string) error {
 	return fmt.Errorf("mount point %s %w; create it: mkdir -p %s", path, ErrMissing, path)
 }
 
-// clear takes dead FUSE mounts off path, and refuses any other.
-func clear(path string) (cleared int, err error) {
+// clear takes dead FUSE mounts off the place, and refuses any other.
+func (p *Place) clear() error {
 	const deepest = 16 // mounts stacked; beyond it something puts them back
+	path := p.Path
 	for range deepest {
 		m, found, err := Find(path)
 		if err != nil || !found {
-			return cleared, err
+			return err
 		}
 		state := Alive
 		if m.isFUSE() {
@@ -118,18 +153,18 @@ func clear(path string) (cleared int, err error) {
 		switch {
 		case state == Dead:
 			if err := detach(path); err != nil {
-				return cleared, fmt.Errorf("mount point %s has a dead %s mount on it that can't be taken away: %w; try, as root: umount -l %s", path, m.Type, err, path)
+				return fmt.Errorf("mount point %s has a dead %s mount on it that can't be taken away: %w; try, as root: umount -l %s", path, m.Type, err, path)
 			}
-			cleared++
+			p.Cleared++
 		case state == Frozen:
-			return cleared, fmt.Errorf("mount point %s %w (%s); look for its process, or take it away: lockfs umount -l %s", path, ErrFrozen, m.Type, path)
+			return fmt.Errorf("mount point %s %w (%s); look for its process, or take it away: lockfs umount -l %s", path, ErrFrozen, m.Type, path)
 		case m.IsLockfs():
-			return cleared, fmt.Errorf("mount point %s %w, of lockfs; use it, or unmount it first: lockfs umount %s", path, ErrMounted, path)
+			return fmt.Errorf("mount point %s %w, of lockfs; use it, or unmount it first: lockfs umount %s", path, ErrMounted, path)
 		default:
-			return cleared, fmt.Errorf("mount point %s %w, of %s (%s); choose another directory", path, ErrMounted, m.Source, m.Type)
+			return fmt.Errorf("mount point %s %w, of %s (%s); choose another directory", path, ErrMounted, m.Source, m.Type)
 		}
 	}
-	return cleared, fmt.Errorf("mount point %s %w; more than %d dead mounts lie on it", path, ErrMounted, deepest)
+	return fmt.Errorf("mount point %s %w; more than %d dead mounts lie on it", path, ErrMounted, deepest)
 }
 
 // Unmount takes the lockfs mount off path. With lazy the path is free at once,

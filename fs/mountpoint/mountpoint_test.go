@@ -100,13 +100,13 @@ func TestPrepareRefuses(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err := Prepare(filepath.Join(dir, "a/b"))
+	_, err := Prepare(filepath.Join(dir, "a/b"))
 	expect(t, err, ErrMissing, "mkdir -p "+dir+"/a/b")
-	_, _, err = Prepare(filepath.Join(dir, "a"))
+	_, err = Prepare(filepath.Join(dir, "a"))
 	expect(t, err, ErrMissing, "mkdir -p "+dir+"/a")
-	_, _, err = Prepare(file)
+	_, err = Prepare(file)
 	expect(t, err, ErrNotDir, file)
-	_, _, err = Prepare("/proc")
+	_, err = Prepare("/proc")
 	expect(t, err, ErrMounted, "/proc", "proc (proc)")
 }
 
@@ -116,17 +116,33 @@ func TestPrepareResolvesLinks(t *testing.T) {
 	if err := errors.Join(os.Mkdir(real, 0o700), os.Symlink("real dir", filepath.Join(dir, "link")), os.Symlink(".", filepath.Join(dir, "self"))); err != nil {
 		t.Fatal(err)
 	}
-	resolved, _, err := Prepare(filepath.Join(dir, "self", "link"))
-	if err != nil || resolved != real {
-		t.Errorf("got %q, %v", resolved, err)
+	place, err := Prepare(filepath.Join(dir, "self", "link"))
+	if err != nil || place.Path != real {
+		t.Fatalf("got %+v, %v", place, err)
 	}
+	place.Release()
 	loop := filepath.Join(dir, "loop")
 	if err := os.Symlink("loop", loop); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := Prepare(loop); err == nil {
+	if _, err := Prepare(loop); err == nil {
 		t.Error("a link to itself was accepted")
 	}
+}
+
+// TestPrepareReserves: two mounts that are made at the same time don't end up stacked.
+func TestPrepareReserves(t *testing.T) {
+	point := t.TempDir()
+	first, err := Prepare(point)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Prepare(point)
+	expect(t, err, ErrMounted, "about to mount")
+	mount(t, point)
+	first.Release()
+	_, err = Prepare(point)
+	expect(t, err, ErrMounted, "lockfs umount")
 }
 
 func TestPrepareRefusesALivingMount(t *testing.T) {
@@ -141,7 +157,7 @@ func TestPrepareRefusesALivingMount(t *testing.T) {
 	if state := Probe(point); state != Alive {
 		t.Errorf("state %v", state)
 	}
-	_, _, err := Prepare(point)
+	_, err := Prepare(point)
 	expect(t, err, ErrMounted, "lockfs umount "+point)
 }
 
@@ -151,10 +167,11 @@ func TestPrepareClearsDeadMounts(t *testing.T) {
 	if _, err := os.Stat(point); !errors.Is(err, unix.ENOTCONN) {
 		t.Fatalf("the mount is not dead: %v", err)
 	}
-	resolved, cleared, err := Prepare(point)
-	if err != nil || resolved != point || cleared != 1 {
-		t.Fatalf("got %q, %d, %v", resolved, cleared, err)
+	place, err := Prepare(point)
+	if err != nil || place.Path != point || place.Cleared != 1 {
+		t.Fatalf("got %+v, %v", place, err)
 	}
+	defer place.Release()
 	if _, found, _ := Find(point); found {
 		t.Error("a mount is left")
 	}
@@ -168,7 +185,7 @@ func TestFrozenMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	_, _, err := Prepare(point)
+	_, err := Prepare(point)
 	expect(t, err, ErrFrozen, "lockfs umount -l "+point)
 	if took := time.Since(start); took > answerTime+3*time.Second {
 		t.Errorf("took %v", took)
@@ -176,7 +193,7 @@ func TestFrozenMount(t *testing.T) {
 	if err := Unmount(point, true); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := Prepare(point); err != nil {
+	if _, err := Prepare(point); err != nil {
 		t.Errorf("after umount -l: %v", err)
 	}
 }

@@ -37,9 +37,15 @@ const (
 	failed = 'E'
 )
 
-// ErrFailed wraps what the daemon gave as the reason why it could not start;
-// the text is the daemon's own.
-var ErrFailed = errors.New("")
+// FailedError is the reason that the daemon gave why it could not start.
+type FailedError struct {
+	// Text is the daemon's error.
+	Text string
+	// ExitCode is what the daemon exited with: a starter exits with the same.
+	ExitCode int
+}
+
+func (e *FailedError) Error() string { return e.Text }
 
 // Options say how to start.
 type Options struct {
@@ -143,7 +149,7 @@ func outcome(command *exec.Cmd, message string) error {
 	}
 	err := command.Wait()
 	if text, ok := strings.CutPrefix(message, string(failed)); ok {
-		return fmt.Errorf("%w%s", ErrFailed, text)
+		return &FailedError{text, max(1, command.ProcessState.ExitCode())}
 	}
 	if err == nil {
 		err = errors.New("exit status 0")

@@ -29,6 +29,10 @@ func TestMain(m *testing.M) {
 	}
 	if err := Start(Options{Patience: 2 * time.Second}); err != nil {
 		fmt.Println(err)
+		var failed *FailedError
+		if errors.As(err, &failed) {
+			os.Exit(failed.ExitCode)
+		}
 		os.Exit(1)
 	}
 }
@@ -47,7 +51,7 @@ func daemon(child *Child, role, dir string) int {
 	switch role {
 	case "fail":
 		child.Fail(errors.New("no luck: try again"))
-		return 1
+		return 2
 	case "die":
 		fmt.Fprintln(os.Stderr, "last words")
 		return 3
@@ -154,7 +158,7 @@ func TestReady(t *testing.T) {
 func TestFail(t *testing.T) {
 	command, dir, out := starter(t, "fail")
 	var exit *exec.ExitError
-	if err := command.Run(); !errors.As(err, &exit) || exit.ExitCode() != 1 || out.String() != "no luck: try again\n" {
+	if err := command.Run(); !errors.As(err, &exit) || exit.ExitCode() != 2 || out.String() != "no luck: try again\n" {
 		t.Errorf("%v: %q", err, out)
 	}
 	gone(t, pid(t, dir))
