@@ -1,0 +1,150 @@
+package zookeeper
+
+import (
+	"cmp"
+	"slices"
+
+	"lockfs/backends/queue"
+)
+
+// line is the claims and requests of one name in their order, and what
+// follows from it. It is a pure function of the names of the znodes, so all
+// sessions that see the same znodes decide the same.
+type line struct {
+	nodes []node
+	state queue.State // index by index the same entries; Granted is decided
+	firm  []bool      // granted for good, see verdict
+}
+
+// newLine orders nodes and decides who is granted: from the front to the
+// back, whoever is not blocked by those before him (queue.State.Blocked).
+//
+// Unlike queue.Settle it does not take out entries that yield: they are in
+// the way until their session has deleted them, for others may not see the
+// reason any more when it does.
+func newLine(nodes []node) *line {
+	slices.SortFunc(nodes, func(a, b node) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.seq, b.seq))
+	})
+	l := &line{nodes: nodes, state: make(queue.State, len(nodes)), firm: make([]bool, len(nodes))}
+	for i, n := range nodes {
+		l.state[i] = n.entry()
+		l.firm[i] = n.kind == kept
+	}
+	for i := range l.state {
+		if l.state[i].Granted || l.state.Blocked(i) {
+			continue
+		}
+		l.state[i].Granted = true
+		l.firm[i] = l.isFirm(i)
+	}
+	return l
+}
+
+// isFirm reports whether nothing that can happen takes the grant of entry i
+// back: nobody before it waits for its bytes (later arrivals come behind it, and
+// who leaves only clears the way), and those of its own session before it are firm too.
+// A grant that is not firm went ahead of somebody, see group.moveUp.
+func (l *line) isFirm(i int) bool {
+	for j := range i {
+		if l.state[i].Conflicts(l.state[j].Lock) && !(l.state[j].Granted && l.firm[j]) {
+			return false
+		}
+	}
+	return true
+}
+
+// find returns the index of the first entry of a session with this id, or -1.
+func (l *line) find(session, id string) int {
+	return slices.IndexFunc(l.nodes, func(n node) bool { return n.session == session && n.id == id })
+}
+
+// inTheWay returns the entries of other sessions behind which the waiting
+// entry i stands, first to last. i can't be granted before each of them has gone:
+// who waits before it will be granted before it. solid: at least one is a claim or a request
+// that stays, rather than one that is about to be taken back.
+//
+// It is empty where only requests of the own session are in the way; those
+// wait for others themselves, and are decided in the same pass as i.
+func (l *line) inTheWay(i int) (in []int, solid bool) {
+	x := l.state[i]
+	var ahead []bool
+	for j, y := range l.state {
+		if j == i || !x.Conflicts(y.Lock) || y.Granted && y.Session == x.Session || !y.Granted && j > i {
+			continue
+		}
+		if !y.Granted {
+			if ahead == nil {
+				ahead = l.state.WaitingFor(i)
+			}
+			if ahead[j] {
+				continue
+			}
+		}
+		solid = solid || y.Granted || l.nodes[j].kind == waits
+		if y.Session != x.Session {
+			in = append(in, j)
+		}
+	}
+	return in, solid
+}
+
+// deadlock reports whether entry i and one that waits before it wait for each other.
+func (l *line) deadlock(i int) bool {
+	before := slices.Clone(l.state[:i])
+	return !before.Ask(l.state[i])
+}
+
+// inOrder reports whether nobody who came before entry i still waits.
+func (l *line) inOrder(i int) bool {
+	for j, y := range l.state {
+		if !y.Granted && l.nodes[j].seq < l.nodes[i].seq {
+			return false
+		}
+	}
+	return true
+}
+
+// wanted reports whether a request of another session waits for what entry i has.
+func (l *line) wanted(i int) bool {
+	x := l.state[i]
+	for j, y := range l.state {
+		if !y.Granted && l.nodes[j].kind == waits && y.Session != x.Session && y.Conflicts(x.Lock) {
+			return true
+		}
+	}
+	return false
+}
+
+// hintMatters reports whether a request of another session yields to the claim at i.
+func (l *line) hintMatters(i int) bool {
+	x := l.state[i]
+	for _, y := range l.state {
+		if !y.Granted && y.Session != x.Session && y.YieldTo > 0 && x.Hint >= y.YieldTo && y.Conflicts(x.Lock) {
+			return true
+		}
+	}
+	return false
+}
+
+// waitBefore returns the requests of other sessions that came before entry i and conflict with it.
+func (l *line) waitBefore(i int) (before []int) {
+	for j := range i {
+		y := l.state[j]
+		if !y.Granted && y.Session != l.state[i].Session && y.Conflicts(l.state[i].Lock) {
+			before = append(before, j)
+		}
+	}
+	return before
+}
+
+// ownBefore reports whether a grant of the own session that entry i conflicts with is not firm yet.
+func (l *line) ownBefore(i int) bool {
+	for j := range i {
+		y := l.state[j]
+		if y.Granted && !l.firm[j] && y.Session == l.state[i].Session && y.Conflicts(l.state[i].Lock) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,198 @@
+package zookeeper
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/go-zookeeper/zk"
+	"go.uber.org/goleak"
+
+	"lockfs/backends"
+	"lockfs/backends/backendtest"
+	"lockfs/backends/testserver"
+	"lockfs/config"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// rig is a server and a connection to look into it.
+type rig struct {
+	*testserver.ZooKeeperServer
+	conn     *zk.Conn
+	clusters atomic.Int64
+}
+
+func newRig(t testing.TB) *rig {
+	r := &rig{ZooKeeperServer: testserver.ZooKeeper(t)}
+	conn, _, err := zk.Connect([]string{r.Addr()}, time.Minute, zk.WithLogger(libraryLog{discard}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.conn = conn
+	t.Cleanup(conn.Close)
+	return r
+}
+
+func (r *rig) newCluster() string { return "cluster " + strconv.FormatInt(r.clusters.Add(1), 10) }
+
+func (r *rig) config(addr string) config.ZooKeeper {
+	return config.ZooKeeper{Hosts: []string{addr}, Timeout: 10 * time.Second}
+}
+
+// open returns a back end of its own.
+func (r *rig) open(t testing.TB, cluster, addr string) *Backend {
+	t.Helper()
+	b, err := Open(t.Context(), r.config(addr), cluster, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+// entries counts the znodes of a lock.
+func (r *rig) entries(t testing.TB, cluster, name string) int {
+	t.Helper()
+	b := &Backend{root: "/lockfs/" + escape(cluster)}
+	kids, _, err := r.conn.Children(b.lockDir(name))
+	if err != nil && !errors.Is(err, zk.ErrNoNode) {
+		t.Fatal(err)
+	}
+	return len(kids)
+}
+
+// TestWithServer has all tests that need only one server share it, for a JVM takes its time to start.
+func TestWithServer(t *testing.T) {
+	r := newRig(t)
+	t.Run("Conformance", func(t *testing.T) {
+		backendtest.Run(t, func(t *testing.T) backendtest.Cluster {
+			cluster := r.newCluster()
+			return backendtest.Cluster{
+				Node: func(t *testing.T) backendtest.Node {
+					p := newProxy(t, r.Addr())
+					return backendtest.Node{Backend: r.open(t, cluster, p.addr()), Kill: p.kill}
+				},
+				Entries: func(t *testing.T, name string) int { return r.entries(t, cluster, name) },
+			}
+		})
+	})
+}
+
+// proxy stands between a node and the server, to cut the node off.
+type proxy struct {
+	t        testing.TB
+	listener net.Listener
+	server   string
+	mu       sync.Mutex
+	dead     bool
+	conns    []net.Conn
+	work     sync.WaitGroup
+}
+
+func newProxy(t testing.TB, server string) *proxy {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{t: t, listener: l, server: server}
+	p.work.Go(p.serve)
+	t.Cleanup(func() {
+		p.kill()
+		p.work.Wait()
+	})
+	return p
+}
+
+func (p *proxy) addr() string { return p.listener.Addr().String() }
+
+func (p *proxy) serve() {
+	for {
+		c, err := p.listener.Accept()
+		if err != nil {
+			return // killed
+		}
+		up, err := net.Dial("tcp", p.server)
+		if err != nil {
+			_ = c.Close()
+			continue
+		}
+		p.mu.Lock()
+		p.conns = append(p.conns, c, up)
+		dead := p.dead
+		p.mu.Unlock()
+		if dead {
+			_, _ = c.Close(), up.Close()
+			return
+		}
+		for _, pair := range [][2]net.Conn{{c, up}, {up, c}} {
+			p.work.Go(func() {
+				_, _ = io.Copy(pair[0], pair[1])
+				_, _ = pair[0].Close(), pair[1].Close()
+			})
+		}
+	}
+}
+
+// cut breaks the connections there are.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		_ = c.Close()
+	}
+	p.conns = nil
+}
+
+// kill breaks them for ever.
+func (p *proxy) kill() {
+	p.mu.Lock()
+	p.dead = true
+	p.mu.Unlock()
+	_ = p.listener.Close()
+	p.cut()
+}
+
+var writing = backends.Lock{Range: backends.Whole, Mode: backends.Write}
+var reading = backends.Lock{Range: backends.Whole, Mode: backends.Read}
+
+// newSession opens a session and reads its events.
+func newSession(t testing.TB, b *Backend, ttl time.Duration) *session {
+	t.Helper()
+	opened, err := b.Open(t.Context(), backends.SessionOptions{Node: "test", TTL: ttl})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := opened.(*session)
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		for {
+			select {
+			case <-s.Events():
+			case <-s.Done():
+				return
+			}
+		}
+	})
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_ = s.Close(ctx)
+		<-s.ended
+		reader.Wait()
+	})
+	return s
+}
+
+var discard = slog.New(slog.DiscardHandler)
