@@ -51,12 +51,18 @@ func (f *FileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.At
 	return f.status("stat", name, err)
 }
 
+// getAttr never says ESTALE: the kernel asks for attributes in the course of an open too, which it
+// repeats once only. An inode that is gone has no links.
 func (f *FileSystem) getAttr(n *node, out *fuse.AttrOut) error {
 	info, err := f.onInode(n.ino, func() (backends.Info, error) {
 		return f.store.StatInode(f.life, n.ino)
 	}, func(c *file) (backends.Info, error) {
 		return c.stat(f.life, f.store)
 	})
+	if err == syscall.ESTALE {
+		info, err = f.nodes.lastTold(n.id), nil
+		info.Nlink = 0
+	}
 	if err != nil {
 		return err
 	}

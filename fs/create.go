@@ -29,7 +29,8 @@ const createWait = 5 * time.Second
 type creation struct {
 	in    *fuse.CreateIn
 	name  string
-	again bool // the kernel can't be told to look again
+	told  *retry // not nil: the kernel has looked again already
+	again bool   // it can't be told to look again
 	excl  bool
 }
 
@@ -39,8 +40,8 @@ func (f *FileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, component
 	if err != nil {
 		return f.status("create", component, err)
 	}
-	c := creation{in: in, name: name, excl: in.Flags&syscall.O_EXCL != 0,
-		again: f.retries.take(in.Pid, name) || in.Pid == 0}
+	c := creation{in: in, name: name, excl: in.Flags&syscall.O_EXCL != 0, told: f.takeRetry(in.Pid, name)}
+	c.again = c.told != nil || in.Pid == 0
 	var h *handle
 	if c.excl {
 		h, err = f.createExclusively(cancel, c)
@@ -59,22 +60,28 @@ func (c creation) info() backends.Info {
 	return backends.Info{Mode: syscall.S_IFREG | c.in.Mode&07777}
 }
 
+// retry is for when the kernel looks again: by then the name may be gone.
+func (c creation) retry(f *FileSystem) retry {
+	made := f.owned(&c.in.InHeader, c.info())
+	return retry{name: c.name, create: &made}
+}
+
 // createOrOpen is O_CREAT alone: never EEXIST.
 func (f *FileSystem) createOrOpen(interrupt <-chan struct{}, c creation) (*handle, error) {
+	h, bare := c.handle(f)
 	info, created, err := f.createOrFind(c)
-	if err != nil {
-		return nil, err
-	}
-	h := f.newHandle(c.name, info, c.in.Flags, c.in.Pid)
-	bare, err := f.lockOnOpen(f.life, h, false)
-	if err != nil && !h.nonblock() && mayWait(err) {
-		if c.again {
-			bare, err = f.lockBriefly(interrupt, h)
-		} else {
-			err = f.lookAgain(c.in.Pid, c.name)
+	if err == nil && !c.locked() {
+		bare, err = f.lockOnOpen(f.life, h, false)
+		if err != nil && !h.nonblock() && mayWait(err) {
+			if c.again {
+				bare, err = f.lockBriefly(interrupt, h, func() error { return nil })
+			} else {
+				err = f.lookAgain(c.in.Pid, c.retry(f))
+			}
 		}
 	}
 	if err == nil {
+		h.file = f.files.open(info)
 		err = f.opened(h, bare, !created && c.in.Flags&syscall.O_TRUNC != 0)
 	}
 	if err != nil {
@@ -82,6 +89,17 @@ func (f *FileSystem) createOrOpen(interrupt <-chan struct{}, c creation) (*handl
 		return nil, err
 	}
 	return h, nil
+}
+
+// locked reports whether an OPEN in the same call has taken the lock already.
+func (c creation) locked() bool { return c.told != nil && c.told.handle != nil }
+
+// handle returns the handle that comes with the lock, or a new one.
+func (c creation) handle(f *FileSystem) (h *handle, bare bool) {
+	if c.locked() {
+		return c.told.handle, c.told.bare
+	}
+	return f.newHandle(c.name, c.in.Flags, c.in.Pid), false
 }
 
 // mayWait reports whether waiting may help where trying didn't.
@@ -99,7 +117,7 @@ func (f *FileSystem) createOrFind(c creation) (info backends.Info, created bool,
 		}
 		if !c.again {
 			// The kernel opens it then, with all its checks.
-			return info, false, f.lookAgain(c.in.Pid, c.name)
+			return info, false, f.lookAgain(c.in.Pid, c.retry(f))
 		}
 		info, err = f.store.Stat(f.life, c.name)
 		switch {
@@ -117,33 +135,42 @@ func (f *FileSystem) createOrFind(c creation) (info backends.Info, created bool,
 	return info, false, f.life.Err()
 }
 
-// lockBriefly waits for the lock of an open while the kernel keeps the directory locked.
-func (f *FileSystem) lockBriefly(interrupt <-chan struct{}, h *handle) (bare bool, err error) {
+// lockBriefly waits for the lock of an open while the kernel keeps the
+// directory locked, until the time is up (EAGAIN), the caller is interrupted, or unless says why not.
+func (f *FileSystem) lockBriefly(interrupt <-chan struct{}, h *handle, unless func() error) (bare bool, err error) {
 	caller, stop := f.asking(interrupt, true)
 	defer stop()
 	ctx, cancel := context.WithTimeout(caller, createWait)
 	defer cancel()
-	bare, err = f.lockOnOpen(ctx, h, true)
-	if errors.Is(err, context.DeadlineExceeded) {
-		return false, fmt.Errorf("create %q, still locked after %v: %w", h.name, createWait, backends.ErrWouldBlock)
+	locked := make(chan struct{})
+	go func() {
+		defer close(locked)
+		bare, err = f.lockOnOpen(ctx, h, true)
+	}()
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		select {
+		case <-locked:
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = fmt.Errorf("create %q, still locked after %v: %w", h.name, createWait, backends.ErrWouldBlock)
+			}
+			return bare, err
+		case <-time.After(pause):
+		}
+		if why := unless(); why != nil {
+			cancel()
+			<-locked
+			return false, why
+		}
 	}
-	return bare, err
 }
 
 // createExclusively is O_CREAT|O_EXCL. It takes the lock before it creates
 // the name, so that an interrupted wait leaves no file behind that nobody could create again.
 func (f *FileSystem) createExclusively(interrupt <-chan struct{}, c creation) (*handle, error) {
-	h := f.newHandle(c.name, backends.Info{}, c.in.Flags, c.in.Pid)
-	bare, err := f.lockOnOpen(f.life, h, false)
-	if err != nil && mayWait(err) {
-		// Who comes too late is told so at once, whoever holds the lock.
-		_, missing := f.store.Stat(f.life, c.name)
-		switch {
-		case missing == nil:
-			err = syscall.EEXIST
-		case errors.Is(missing, backends.ErrNotExist) && !h.nonblock():
-			bare, err = f.lockBriefly(interrupt, h)
-		}
+	h, bare := c.handle(f)
+	var err error
+	if !c.locked() {
+		bare, err = f.lockToCreate(interrupt, c, h)
 	}
 	var info backends.Info
 	if err == nil {
@@ -153,7 +180,28 @@ func (f *FileSystem) createExclusively(interrupt <-chan struct{}, c creation) (*
 		f.discard(h)
 		return nil, err
 	}
-	f.files.release(h.file)
 	h.file = f.files.open(info)
 	return h, f.opened(h, bare, false)
+}
+
+// lockToCreate takes the lock before the name is created. Who comes too late
+// is told so at once, whoever holds the lock; that may be one who is just about to create the name.
+func (f *FileSystem) lockToCreate(interrupt <-chan struct{}, c creation, h *handle) (bare bool, err error) {
+	bare, err = f.lockOnOpen(f.life, h, false)
+	if err == nil || !mayWait(err) {
+		return bare, err
+	}
+	exists := func() error {
+		if _, err := f.store.Stat(f.life, c.name); err == nil {
+			return syscall.EEXIST
+		}
+		return nil
+	}
+	if e := exists(); e != nil {
+		return false, e
+	}
+	if h.nonblock() {
+		return false, err
+	}
+	return f.lockBriefly(interrupt, h, exists)
 }

@@ -19,9 +19,9 @@ type node struct {
 	private bool
 
 	// Guarded by nodes.mu.
-	name      string // what Rename on this mount made of it
-	lookups   uint64 // as counted by the kernel, until FORGET
-	mode, gid uint32 // as last told to the kernel; for what is created in a directory
+	name    string        // what Rename on this mount made of it
+	lookups uint64        // as counted by the kernel, until FORGET
+	last    backends.Info // as last told to the kernel
 }
 
 // nodes is the table of nodeids. Invariant: of the nodes in it that are not
@@ -91,7 +91,7 @@ func (t *nodes) enter(name string, info backends.Info, private bool) *node {
 		}
 	}
 	n.lookups++
-	n.mode, n.gid = info.Mode, info.GID
+	n.last = info
 	return n
 }
 
@@ -109,18 +109,18 @@ func (t *nodes) shared(name string, ino uint64) *node {
 func (t *nodes) told(n *node, info backends.Info) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n.mode, n.gid = info.Mode, info.GID
+	n.last = info
 }
 
-// directory returns mode and group of a directory as last told to the kernel,
-// which has checked the caller's permission against the same.
-func (t *nodes) directory(id uint64) (mode, gid uint32) {
+// lastTold returns the attributes that the kernel was told last: of a directory, those against which it
+// has checked the caller's permission to create something there.
+func (t *nodes) lastTold(id uint64) backends.Info {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if n := t.byID[id]; n != nil {
-		return n.mode, n.gid
+		return n.last
 	}
-	return 0, 0
+	return backends.Info{}
 }
 
 // forget takes back lookups. The root stays for ever.

@@ -22,8 +22,15 @@ func (f *FileSystem) Lookup(_ <-chan struct{}, in *fuse.InHeader, component stri
 		// A component was a directory when the kernel looked it up.
 		err = syscall.ENOENT
 	}
+	told := f.retries.expected(in.Pid, name)
+	if told != nil && told.create != nil && errors.Is(err, backends.ErrNotExist) {
+		info, err = f.store.Create(f.life, name, *told.create) // see retry.go
+		if errors.Is(err, backends.ErrExist) {
+			info, err = f.store.Stat(f.life, name)
+		}
+	}
 	if err == nil {
-		f.fillEntry(out, name, info, f.retries.expected(in.Pid, name))
+		f.fillEntry(out, name, info, told != nil)
 	}
 	return f.status("look up", name, err)
 }
@@ -49,8 +56,8 @@ func (f *FileSystem) owned(in *fuse.InHeader, info backends.Info) backends.Info 
 	now := time.Now()
 	info.UID, info.GID = in.Uid, in.Gid
 	info.Atime, info.Mtime, info.Ctime = now, now, now
-	if mode, gid := f.nodes.directory(in.NodeId); mode&syscall.S_ISGID != 0 {
-		info.GID = gid
+	if dir := f.nodes.lastTold(in.NodeId); dir.Mode&syscall.S_ISGID != 0 {
+		info.GID = dir.GID
 		if info.IsDir() {
 			info.Mode |= syscall.S_ISGID
 		}
@@ -120,11 +127,16 @@ func (f *FileSystem) link(in *fuse.LinkIn, component string, out *fuse.EntryOut)
 // current returns ESTALE where the name no longer is what the kernel thinks.
 func (f *FileSystem) current(n *node, name string) error {
 	info, err := f.store.Stat(f.life, name)
-	switch {
-	case errors.Is(err, backends.ErrNotExist), errors.Is(err, backends.ErrNotDir), err == nil && info.Ino != n.ino:
+	if stale(n, info, err) {
 		return syscall.ESTALE
 	}
 	return err
+}
+
+// stale reports whether what Stat says of a node's name is that another node
+// has removed or replaced it.
+func stale(n *node, info backends.Info, err error) bool {
+	return errors.Is(err, backends.ErrNotExist) || errors.Is(err, backends.ErrNotDir) || err == nil && info.Ino != n.ino
 }
 
 // Unlink implements fuse.RawFileSystem. It removes the file, not the lock.

@@ -10,11 +10,12 @@ import (
 
 	"lockfs/backends"
 	"lockfs/config"
+	"lockfs/fs/locks"
 )
 
-// Open implements fuse.RawFileSystem. It always sees the truth: a name that
-// is no longer what the kernel thinks is looked up again. An open for writing
-// takes the write lock before it returns, as the policy for the name says.
+// Open implements fuse.RawFileSystem. An open for writing first takes the
+// write lock, as the policy for the name says. Then it looks whether the name still
+// is what the kernel thinks; else the kernel is to look it up again.
 func (f *FileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n, name, err := f.nodes.find(in.NodeId)
 	if err == nil {
@@ -24,22 +25,21 @@ func (f *FileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 }
 
 func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *fuse.OpenIn, out *fuse.OpenOut) error {
-	again := f.retries.take(in.Pid, name)
-	info, err := f.store.Stat(f.life, name)
-	switch {
-	case errors.Is(err, backends.ErrNotExist), errors.Is(err, backends.ErrNotDir), err == nil && info.Ino != n.ino:
-		return f.lookAgain(in.Pid, name)
-	case err != nil:
+	told := f.takeRetry(in.Pid, name)
+	h, bare, err := f.openLocked(interrupt, told, name, in)
+	if err != nil {
 		return err
 	}
-	h := f.newHandle(name, info, in.Flags, in.Pid)
-	ctx, stop := f.asking(interrupt, !h.nonblock())
-	defer stop()
-	bare, err := f.lockOnOpen(ctx, h, !h.nonblock())
-	if err == nil && bare && !n.private && !again && f.retries.add(in.Pid, name) {
-		err = syscall.ESTALE
+	info, err := f.store.Stat(f.life, name)
+	old := stale(n, info, err)
+	switch {
+	case told == nil && !n.private && (old || bare && in.Pid != 0):
+		return f.lookAgain(in.Pid, retry{name: name, handle: h, bare: bare})
+	case old:
+		info, err = f.nodes.lastTold(n.id), nil // see retry.go
 	}
 	if err == nil {
+		h.file = f.files.open(info)
 		err = f.opened(h, bare, in.Flags&syscall.O_TRUNC != 0)
 	}
 	if err != nil {
@@ -50,13 +50,29 @@ func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *f
 	return nil
 }
 
+// openLocked returns a handle that has what its open has to lock, but no file yet.
+func (f *FileSystem) openLocked(interrupt <-chan struct{}, told *retry, name string, in *fuse.OpenIn) (*handle, bool, error) {
+	if told != nil && told.handle != nil {
+		return told.handle, told.bare, nil
+	}
+	h := f.newHandle(name, in.Flags, in.Pid)
+	ctx, stop := f.asking(interrupt, !h.nonblock())
+	defer stop()
+	bare, err := f.lockOnOpen(ctx, h, !h.nonblock())
+	if err != nil {
+		f.discard(h)
+		return nil, false, err
+	}
+	return h, bare, nil
+}
+
 // openFlags: without the page cache, for it would hide what another node
 // wrote. It also leaves no shared writable mmap.
 const openFlags = fuse.FOPEN_DIRECT_IO
 
-// newHandle makes a handle that nobody knows yet: opened or discard ends this state.
-func (f *FileSystem) newHandle(name string, info backends.Info, flags, thread uint32) *handle {
-	h := &handle{id: f.handles.next(), file: f.files.open(info), name: name, writable: writes(flags)}
+// newHandle makes a handle, without its file, that nobody knows yet: opened or discard ends this state.
+func (f *FileSystem) newHandle(name string, flags, thread uint32) *handle {
+	h := &handle{id: f.handles.next(), name: name, writable: writes(flags)}
 	h.flags.Store(flags)
 	if h.writable {
 		h.pid = processOf(thread)
@@ -153,4 +169,19 @@ func (f *FileSystem) settle(h *handle) error {
 	}
 	h.truncated()
 	return nil
+}
+
+// discard gives up a handle that is not to be, and whatever it holds.
+func (f *FileSystem) discard(h *handle) {
+	f.table.ReleaseHandle(h.name, h.id)
+	if h.file != nil {
+		f.files.release(h.file)
+	}
+}
+
+// whole is a request for what an open for writing takes.
+func (h *handle) whole() locks.Request {
+	return locks.Request{Name: h.name, Handle: h.id,
+		Owner: locks.Owner{Kind: locks.Description, ID: h.id},
+		Door:  locks.Open, Lock: wholeWrite, Writable: h.writable, PID: h.pid}
 }

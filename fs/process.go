@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -48,6 +49,21 @@ func statusField(id uint32, field string) string {
 		}
 	}
 	return ""
+}
+
+// started is when a process started, in clock ticks since boot; the greatest value where that can't be told.
+func started(pid uint32) uint64 {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err == nil {
+		// The command's name, in parentheses, may hold anything; the start is the 20th field after it.
+		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+		if len(fields) >= 20 {
+			if ticks, err := strconv.ParseUint(fields[19], 10, 64); err == nil {
+				return ticks
+			}
+		}
+	}
+	return math.MaxUint64
 }
 
 // command is a process's name, for the log.
@@ -108,7 +124,8 @@ func access(flags uint32) uint32 {
 // alone reports whether the process has one thread and no other process of
 // this machine has the lock file open. It reads /proc/PID/fdinfo, which asks no
 // file system (a stat of the descriptors could hang on a dead one); inode numbers are
-// random 62-bit numbers, so they tell the file from all others. When in doubt: no.
+// random 62-bit numbers, so they tell the file from all others. Of a process that it may not look
+// into it assumes the worst, unless that is older and so can't have inherited a descriptor.
 func (f *FileSystem) alone(pid uint32, name string) bool {
 	if pid == 0 || statusField(pid, "Threads") != "1" {
 		return false
@@ -123,7 +140,8 @@ func (f *FileSystem) alone(pid uint32, name string) bool {
 		if err != nil || uint32(id) == pid {
 			continue
 		}
-		if opens, err := hasOpen(p.Name(), inos); opens || err != nil {
+		opens, err := hasOpen(p.Name(), inos)
+		if opens || err != nil && started(uint32(id)) >= started(pid) {
 			return false
 		}
 	}

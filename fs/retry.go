@@ -5,7 +5,7 @@ import (
 	"syscall"
 	"time"
 
-	"lockfs/fs/locks"
+	"lockfs/backends"
 )
 
 // When an open fails with ESTALE, the kernel repeats it once, looking up the
@@ -19,78 +19,90 @@ import (
 // would lock out the holder too (write, unlink, truncate, even another's
 // open with O_TRUNC), so such a handle is to have an inode of its own.
 //
-// retries remembers who was told so. The kernel repeats once only, so an open
-// that was told already must never be told again: the program would see ESTALE.
+// The kernel repeats once only, so what would make it repeat twice is answered otherwise:
+//
+//   - An open for writing takes its lock first and looks at the name then; the thread
+//     keeps handle and lock for when it comes back, be it with OPEN or CREATE (retry.handle).
+//   - When it comes back with OPEN, the name was looked up in that same call; should it be gone
+//     again, the open gets the removed file, as it would had it been a little faster.
+//   - A CREATE that would have to wait has made the file; should that be gone when the
+//     thread looks again, LOOKUP makes it once more (retry.create).
+//
+// retries remembers who was told so, and for how long.
 type retries struct {
 	mu   sync.Mutex
-	told map[uint32]retry // by the caller's thread
+	told map[uint32]*retry // by the caller's thread
 }
 
 type retry struct {
-	name    string
-	expires time.Time
+	name   string
+	create *backends.Info
+	handle *handle // owned by the retry until it is taken
+	bare   bool    // of handle
+	expiry *time.Timer
 }
 
-// retryFor is how long a thread may take to come back. It comes at once.
-const retryFor = 2 * time.Second
+// retryFor is how long a thread may take to come back. It comes at once, or was killed.
+const retryFor = 500 * time.Millisecond
 
-// maxRetries bounds the table; threads that were killed meanwhile never come back.
-const maxRetries = 1024
+func newRetries() *retries { return &retries{told: map[uint32]*retry{}} }
 
-func newRetries() *retries { return &retries{told: map[uint32]retry{}} }
-
-// add says that the thread is told to look the name up again. It returns false where it
-// can't be known again: it lives in another pid namespace.
-func (r *retries) add(thread uint32, name string) bool {
-	if thread == 0 {
-		return false
+// expected returns what the thread was told about the name; nil: nothing.
+func (r *retries) expected(thread uint32, name string) *retry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if told := r.told[thread]; told != nil && told.name == name {
+		return told
 	}
-	now := time.Now()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.told) >= maxRetries {
-		for t, told := range r.told {
-			if now.After(told.expires) {
-				delete(r.told, t)
-			}
-		}
-	}
-	r.told[thread] = retry{name, now.Add(retryFor)}
-	return true
+	return nil
 }
 
-// expected reports whether the thread was told to look the name up again.
-func (r *retries) expected(thread uint32, name string) bool {
+// takeRetry is expected, and forgets it: the thread has come back. A handle that it has is the caller's now.
+func (f *FileSystem) takeRetry(thread uint32, name string) *retry {
+	r := f.retries
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	told, ok := r.told[thread]
-	return ok && told.name == name && time.Now().Before(told.expires)
-}
-
-// take is expected, and forgets it: the thread has come back.
-func (r *retries) take(thread uint32, name string) bool {
-	expected := r.expected(thread, name)
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	told := r.told[thread]
 	delete(r.told, thread)
-	return expected
+	r.mu.Unlock()
+	if told == nil {
+		return nil
+	}
+	told.expiry.Stop()
+	if told.name != name {
+		f.discardRetry(told)
+		return nil
+	}
+	return told
 }
 
-// lookAgain is the error that makes the kernel repeat an open.
-func (f *FileSystem) lookAgain(thread uint32, name string) error {
-	f.retries.add(thread, name)
+func (f *FileSystem) discardRetry(told *retry) {
+	if told.handle != nil {
+		f.discard(told.handle)
+	}
+}
+
+// lookAgain returns the error that makes the kernel repeat an open, and remembers what for. It
+// can't be remembered of a thread in another pid namespace.
+func (f *FileSystem) lookAgain(thread uint32, told retry) error {
+	f.takeRetry(thread, "\x00")
+	if thread == 0 {
+		f.discardRetry(&told)
+		return syscall.ESTALE
+	}
+	r := f.retries
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	told.expiry = time.AfterFunc(retryFor, func() {
+		r.mu.Lock()
+		mine := r.told[thread] == &told
+		if mine {
+			delete(r.told, thread)
+		}
+		r.mu.Unlock()
+		if mine {
+			f.discardRetry(&told)
+		}
+	})
+	r.told[thread] = &told
 	return syscall.ESTALE
-}
-
-// discard gives up a handle that is not to be.
-func (f *FileSystem) discard(h *handle) {
-	f.table.ReleaseHandle(h.name, h.id)
-	f.files.release(h.file)
-}
-
-// whole is a request for what an open for writing takes.
-func (h *handle) whole() locks.Request {
-	return locks.Request{Name: h.name, Handle: h.id,
-		Owner: locks.Owner{Kind: locks.Description, ID: h.id},
-		Door:  locks.Open, Lock: wholeWrite, Writable: h.writable, PID: h.pid}
 }
