@@ -124,7 +124,7 @@ func starter(t *testing.T, role string) (command *exec.Cmd, dir string, out *byt
 	t.Helper()
 	dir, out = t.TempDir(), &bytes.Buffer{}
 	command = exec.Command(os.Args[0])
-	command.Env = append(os.Environ(), envRole+"="+role+":"+dir)
+	command.Env = append(os.Environ(), envRole+"="+role+":"+dir, "GORACE=atexit_sleep_ms=0")
 	command.Stdout, command.Stderr = out, out
 	return command, dir, out
 }

@@ -1,0 +1,45 @@
+# make test and make demo are all that a newcomer needs; see README.md.
+
+GO      ?= go
+PREFIX  ?= /usr/local
+DESTDIR ?=
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -X main.version=$(VERSION)
+
+.PHONY: build test lint bench demo install uninstall packages clean
+
+build:
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/lockfs ./cmd/lockfs
+
+# Debian's packages that the tests use: installed where missing, by root only.
+packages:
+	scripts/packages.sh
+
+test: packages
+	scripts/test.sh
+
+lint:
+	scripts/lint.sh
+
+bench: packages
+	$(GO) test -run '^$$' -bench . -timeout 30m ./fs/locks/... ./integration/...
+
+demo:
+	scripts/demo.sh
+
+# The link in /sbin is what mount(8) looks for with -t lockfs; for the type
+# fuse.lockfs it needs the package fuse3 and no link.
+install: build
+	install -D -m 755 bin/lockfs $(DESTDIR)$(PREFIX)/sbin/lockfs
+	install -D -m 644 config/lockfs.example.yml $(DESTDIR)$(PREFIX)/share/doc/lockfs/lockfs.example.yml
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)/sbin
+	bin/lockfs completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/lockfs
+	ln -sf $(PREFIX)/sbin/lockfs $(DESTDIR)/sbin/mount.lockfs
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/sbin/lockfs $(DESTDIR)/sbin/mount.lockfs \
+		$(DESTDIR)$(PREFIX)/share/doc/lockfs/lockfs.example.yml \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/lockfs
+
+clean:
+	rm -rf bin
