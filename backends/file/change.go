@@ -33,7 +33,7 @@ type txn struct {
 // stopped while it holds the shard; see run.
 func (s *session) transact(name string, fn func(t *txn) error) error {
 	sh := s.b.shardOf(name)
-	unlock, err := sh.lock(false)
+	unlock, err := s.b.lockShard(sh)
 	if err != nil {
 		return fmt.Errorf("change the state of %q: %w", name, err)
 	}
@@ -245,7 +245,7 @@ func (t *txn) replace(changes []backends.Change) []backends.Claim {
 func (s *session) Holders(ctx context.Context, name string, lock backends.Lock) ([]backends.Holder, error) {
 	var holders []backends.Holder
 	err := s.run(ctx, func() error {
-		unlock, err := s.b.shardOf(name).lock(false)
+		unlock, err := s.b.lockShard(s.b.shardOf(name))
 		if err != nil {
 			return err
 		}

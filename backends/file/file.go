@@ -1,12 +1,12 @@
 // Package file keeps the locks of one machine in a directory, without a server.
 //
 // The one idea: the state of a name is a small file that holds the same queue
-// as every back end's (package queue), changed under a flock that nobody keeps
-// for longer than the change takes. Waiting is not done in flock, which knows
+// as every back end's (package queue), changed under a lock that nobody keeps
+// for longer than the change takes. Waiting is not done in flock(2), which knows
 // no order, no ranges and no cancelling, but on a message from whoever lets go.
 //
-//	PATH/CLUSTER/shards/07       flock'ed while a state changes; the name's hash says which of 64
-//	PATH/CLUSTER/tokens          the last fencing token of each shard
+//	PATH/CLUSTER/tokens          the last fencing token of each of 64 shards, whose bytes are
+//	                             locked while a state changes; the name's hash says which shard
 //	PATH/CLUSTER/boot-ID/locks/  one file a name in use: its queue.State
 //	PATH/CLUSTER/boot-ID/sessions/  a file that the session keeps flock'ed, and its socket
 //	PATH/CLUSTER/names/          the Store: entries by directory, inodes by number
@@ -59,6 +59,7 @@ type Backend struct {
 
 	shards   [shardCount]shard
 	tokens   *os.File
+	tokensFd uintptr
 	locks    string   // directory of the states
 	sessions string   // directory of the session files
 	sockets  *os.File // the same, opened, to reach sockets by a short path
@@ -105,7 +106,7 @@ func (b *Backend) open() error {
 	}
 	run := filepath.Join(root, "boot-"+strings.TrimSpace(string(boot)))
 	b.locks, b.sessions = filepath.Join(run, "locks"), filepath.Join(run, "sessions")
-	for _, dir := range []string{filepath.Join(root, "shards"), b.locks, b.sessions} {
+	for _, dir := range []string{b.locks, b.sessions} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return kind(err)
 		}
@@ -114,11 +115,12 @@ func (b *Backend) open() error {
 		return err
 	}
 	for i := range b.shards {
-		b.shards[i].init(filepath.Join(root, "shards"), i)
+		b.shards[i].index, b.shards[i].temp = i, filepath.Join(run, fmt.Sprintf("new-%02d", i))
 	}
 	if b.tokens, err = openTokens(filepath.Join(root, "tokens")); err != nil {
 		return kind(err)
 	}
+	b.tokensFd = b.tokens.Fd()
 	if b.sockets, err = os.Open(b.sessions); err != nil {
 		_ = b.tokens.Close() // the error to report is err
 		return kind(err)

@@ -90,7 +90,7 @@ func TestConformance(t *testing.T) {
 // entries counts what is in the state file of a name.
 func entries(t *testing.T, b *Backend, name string) int {
 	t.Helper()
-	unlock, err := b.shardOf(name).lock(true)
+	unlock, err := b.lockShard(b.shardOf(name))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,17 +23,35 @@ import (
 // shardCount is the number of locks that the states of all names share.
 const shardCount = 64
 
-// shard guards the states of the names that hash to it.
+// shard guards the states of the names that hash to it: by a mutex within the
+// process, and between processes by an OFD lock on its bytes in the tokens file.
+// (That is one system call on a descriptor that is open already; flock would take a file for each.)
 type shard struct {
-	gate
+	mu    sync.Mutex
 	index int
 	temp  string // the one temporary file: a kill leaves at most this behind
 }
 
-func (sh *shard) init(dir string, index int) {
-	sh.index = index
-	sh.path = filepath.Join(dir, fmt.Sprintf("%02d", index))
-	sh.temp = sh.path + ".new"
+// lockShard locks a shard and returns what lets go of it. It can't be
+// cancelled, for a shard is held for microseconds; who promises to come back
+// whatever happens (a holder may be stopped) calls it in a goroutine, by run.
+func (b *Backend) lockShard(sh *shard) (unlock func(), err error) {
+	sh.mu.Lock()
+	if err := b.setShardLock(sh, unix.F_OFD_SETLKW, unix.F_WRLCK); err != nil {
+		sh.mu.Unlock()
+		return nil, fmt.Errorf("lock %s: %w", b.tokens.Name(), kind(err))
+	}
+	return func() {
+		if err := b.setShardLock(sh, unix.F_OFD_SETLK, unix.F_UNLCK); err != nil {
+			b.log.Error("can't unlock; unmount, as others may wait for this process", "file", b.tokens.Name(), "error", err)
+		}
+		sh.mu.Unlock()
+	}, nil
+}
+
+func (b *Backend) setShardLock(sh *shard, command int, kind int16) error {
+	l := unix.Flock_t{Type: kind, Start: int64(8 * sh.index), Len: 8}
+	return retry(func() error { return unix.FcntlFlock(b.tokensFd, command, &l) })
 }
 
 // shardOf returns the shard of a name. It never changes, so that a name's tokens grow.
@@ -87,7 +106,7 @@ func (b *Backend) statePath(name string) string { return filepath.Join(b.locks, 
 // readState returns the state of a name whose shard is locked.
 func (b *Backend) readState(name string) (queue.State, error) {
 	path := b.statePath(name)
-	data, err := os.ReadFile(path)
+	data, err := readSmall(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -113,17 +132,17 @@ func parseState(data []byte) (f stateFile, err error) {
 func (b *Backend) writeState(sh *shard, name string, st queue.State) error {
 	path := b.statePath(name)
 	if len(st) == 0 {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Remove(path); err != nil { // that it is not there means that somebody removed it
 			return fmt.Errorf("remove the state of %q: %w", name, kind(err))
 		}
-		return b.present(name)
+		return nil
 	}
 	data, err := json.Marshal(stateFile{Name: []byte(name), Entries: st})
 	if err != nil {
 		return fmt.Errorf("encode the state of %q: %w", name, err)
 	}
 	data = append(data, '\n')
-	err = os.WriteFile(sh.temp, data, 0o600)
+	err = writeSmall(sh.temp, data)
 	if err == nil {
 		err = os.Rename(sh.temp, path)
 	}
@@ -135,14 +154,6 @@ func (b *Backend) writeState(sh *shard, name string, st queue.State) error {
 	}
 	if err != nil {
 		return fmt.Errorf("write the state of %q: %w", name, kind(err))
-	}
-	return nil
-}
-
-// present is for removals, which don't notice by themselves that the directory is gone.
-func (b *Backend) present(name string) error {
-	if _, err := os.Lstat(b.locks); err != nil {
-		return fmt.Errorf("remove the state of %q: %w", name, kind(err))
 	}
 	return nil
 }
@@ -196,7 +207,7 @@ func (b *Backend) sweepStates() error {
 // sweepState writes no grants, for it could tell nobody: a state in which somebody waits is left to them.
 func (b *Backend) sweepState(name string) error {
 	sh := b.shardOf(name)
-	unlock, err := sh.lock(false)
+	unlock, err := b.lockShard(sh)
 	if err != nil {
 		return err
 	}

@@ -162,7 +162,7 @@ func (st *store) noDirectory(ino uint64) error {
 
 // load reads an inode.
 func (st *store) load(ino uint64) (record.Inode, error) {
-	data, err := os.ReadFile(st.inodePath(ino))
+	data, err := readSmall(st.inodePath(ino))
 	if errors.Is(err, os.ErrNotExist) {
 		if ino == backends.RootIno {
 			return record.Root(), nil
@@ -310,7 +310,7 @@ func (st *store) modify(ctx context.Context, what string, ino uint64, change fun
 // put replaces a file in one step.
 func (st *store) put(path string, data []byte) error {
 	temp := filepath.Join(st.dir, "new") // the lock is held exclusively
-	err := os.WriteFile(temp, data, 0o600)
+	err := writeSmall(temp, data)
 	if err == nil {
 		err = os.Rename(temp, path)
 	}
