@@ -50,7 +50,10 @@ func (s *session) Acquire(ctx context.Context, name string, req backends.Request
 		return backends.Claim{}, s.called(what, name, err)
 	}
 	w := &waiter{id: s.newID(), name: name, request: encodeRequest(req), Request: req, out: make(chan outcome, 1)}
-	if !s.enter(w) || !s.crew.do(func() { s.ask(w) }) {
+	if err := ctx.Err(); err != nil {
+		return backends.Claim{}, s.called(what, name, context.Cause(ctx))
+	}
+	if !s.enter(w) || !s.askQuickly(w) && !s.crew.do(func() { s.ask(w) }) {
 		return backends.Claim{}, s.called(what, name, errClosed)
 	}
 	var out outcome
@@ -105,12 +108,29 @@ func (s *session) leave(w *waiter, cause error) outcome {
 	return outcome{err: cause}
 }
 
+// askQuickly makes the first attempt, and reports whether it was answered.
+func (s *session) askQuickly(w *waiter) bool {
+	attempt, confirmed := s.nextAttempt(w)
+	a, ok, err := s.b.quick(s.ctx, acquireScript, s.attempt(w, attempt)...)
+	switch {
+	case !ok:
+		return false
+	case err != nil:
+		s.deliver(w, outcome{err: err}) // refused: it was not carried out
+	default:
+		s.answered(w, a, confirmed)
+	}
+	return true
+}
+
 // ask sends the request until an attempt has been answered.
 func (s *session) ask(w *waiter) {
 	begin := time.Now()
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
 		attempt, confirmed := s.nextAttempt(w)
-		a, err := s.attempt(w, attempt)
+		ctx, cancel := context.WithTimeout(s.ctx, s.b.timeout)
+		a, err := s.b.eval(ctx, s.b.client, acquireScript, s.attempt(w, attempt)...)
+		cancel()
 		if err == nil {
 			s.answered(w, a, confirmed)
 			return
@@ -148,18 +168,9 @@ func (s *session) isGone(w *waiter) bool {
 	return w.gone
 }
 
-func (s *session) attempt(w *waiter, n int) (answer, error) {
-	ctx, cancel := context.WithTimeout(s.ctx, s.b.timeout)
-	defer cancel()
-	wait := "0"
-	if w.Wait {
-		wait = "1"
-	}
-	a, err := s.b.eval(ctx, s.b.client, acquireScript, s.id, w.name, w.id, n, wait, w.request)
-	if err == nil && a.outcome == "late" {
-		err = fmt.Errorf("%w: attempt %d was overtaken", backends.ErrUnavailable, n)
-	}
-	return a, err
+// attempt is what the acquire script takes.
+func (s *session) attempt(w *waiter, n int) []any {
+	return []any{s.id, w.name, w.id, n, flag(w.Wait), w.request}
 }
 
 // answered takes the answer to the last attempt. confirmed is the subscription
@@ -249,11 +260,7 @@ func (s *session) outcome(id string, a answer) {
 // takeBack sees to it that nothing of the request stays behind, as long as the
 // session lives. late: an attempt may still be on its way.
 func (s *session) takeBack(w *waiter, late bool) {
-	flag := "0"
-	if late {
-		flag = "1"
-	}
-	if _, err := s.try(s.ctx, dropScript, w.name, w.id, flag); err != nil && !errors.Is(err, backends.ErrSessionOver) {
+	if _, err := s.try(s.ctx, dropScript, w.name, w.id, flag(late)); err != nil && !errors.Is(err, backends.ErrSessionOver) {
 		s.log.Error("a lock request could not be taken back", "backend", s.b.where, "lock", w.name, "error", err)
 	}
 }
@@ -330,7 +337,7 @@ func (s *session) Change(ctx context.Context, name string, changes []backends.Ch
 			parts = append(parts, backends.Claim{ID: id, Lock: keep.Lock, Hint: keep.Hint})
 		}
 	}
-	a, err := detach(ctx, s.crew, s.done, func() (answer, error) { return s.try(s.ctx, changeScript, args...) })
+	a, err := s.call(ctx, s.ctx, changeScript, args...)
 	if err != nil {
 		return nil, s.called("changing locks on", name, err)
 	}
@@ -351,11 +358,9 @@ func (s *session) Holders(ctx context.Context, name string, lock backends.Lock) 
 	if err := check(backends.Request{Lock: lock}); err != nil {
 		return nil, s.called(what, name, err)
 	}
-	a, err := detach(ctx, s.crew, s.done, func() (answer, error) {
-		bounded, cancel := context.WithTimeout(s.ctx, s.b.timeout)
-		defer cancel()
-		return s.try(bounded, holdersScript, name, encodeLock(lock, 0))
-	})
+	bounded, cancel := context.WithTimeout(s.ctx, s.b.timeout)
+	defer cancel()
+	a, err := s.call(ctx, bounded, holdersScript, name, encodeLock(lock, 0))
 	if err != nil {
 		return nil, s.called(what, name, err)
 	}

@@ -43,6 +43,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -67,6 +68,8 @@ type Backend struct {
 	timeout time.Duration
 	log     *slog.Logger
 	crew    *crew // runs the Store's requests
+	// slowUntil is when requests are tried in their callers' goroutines again (quick).
+	slowUntil atomic.Int64
 }
 
 var _ backends.Backend = (*Backend)(nil)
@@ -103,7 +106,7 @@ func Open(ctx context.Context, conf config.Redis, cluster string, log *slog.Logg
 	})
 	if err != nil {
 		_ = b.Close()
-		return nil, fmt.Errorf("%s: %w", where, err)
+		return nil, fmt.Errorf("%s: %w", where, withoutSecret(err, conf.Password))
 	}
 	return b, nil
 }

@@ -94,7 +94,7 @@ type line struct {
 
 	mu    sync.Mutex
 	dead  bool
-	conns map[net.Conn]bool
+	conns map[net.Conn]bool // true: what comes is passed on
 	wg    sync.WaitGroup
 }
 
@@ -147,13 +147,46 @@ func (n *line) keep(conns ...net.Conn) bool {
 }
 
 func (n *line) copy(to, from net.Conn) {
-	_, _ = io.Copy(to, from)
+	_, _ = io.Copy(writer(func(p []byte) (int, error) {
+		n.mu.Lock()
+		pass := n.conns[from]
+		n.mu.Unlock()
+		if !pass {
+			return len(p), nil
+		}
+		return to.Write(p)
+	}), from)
 	_ = to.Close()
 	_ = from.Close()
 	n.mu.Lock()
 	delete(n.conns, to)
 	delete(n.conns, from)
 	n.mu.Unlock()
+}
+
+type writer func(p []byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
+
+// swallow passes nothing on any more that the server sends to those who have
+// subscribed; the connections stay up.
+func (n *line) swallow(t testing.TB, raw *goredis.Client) {
+	list, err := raw.Do(t.Context(), "CLIENT", "LIST", "TYPE", "pubsub").Text()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	found := 0
+	for c := range n.conns {
+		if strings.Contains(list, " addr="+c.LocalAddr().String()+" ") {
+			n.conns[c] = false
+			found++
+		}
+	}
+	if found == 0 {
+		t.Fatalf("no subscriber comes through the line: %s", list)
+	}
 }
 
 // cut ends all connections; there will be no new ones.

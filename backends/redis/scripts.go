@@ -10,15 +10,16 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 
 	"lockfs/backends"
+	"lockfs/backends/lease"
 )
 
 //go:embed lua/*.lua
 var sources embed.FS
 
-// script is a verb: what all verbs of its kind share, and its own part.
-func script(shared, verb string) *goredis.Script {
+// script is a verb: parts of a script that stand behind each other.
+func script(parts ...string) *goredis.Script {
 	text := ""
-	for _, name := range []string{shared, verb} {
+	for _, name := range parts {
 		part, err := sources.ReadFile("lua/" + name + ".lua")
 		if err != nil {
 			panic(err) // embedded: it is there or the package is broken
@@ -30,14 +31,14 @@ func script(shared, verb string) *goredis.Script {
 
 // The scripts, one a verb.
 var (
-	openScript    = script("locks", "open")
-	renewScript   = script("locks", "renew")
-	reapScript    = script("locks", "reap")
-	acquireScript = script("locks", "acquire")
-	changeScript  = script("locks", "change")
-	dropScript    = script("locks", "drop")
-	recheckScript = script("locks", "recheck")
-	holdersScript = script("locks", "holders")
+	openScript    = script("head", "locks", "open")
+	renewScript   = script("head", "locks", "renew")
+	reapScript    = script("head", "locks", "reap")
+	acquireScript = script("head", "acquire1", "locks", "acquire")
+	changeScript  = script("head", "change1", "locks", "change")
+	dropScript    = script("head", "locks", "drop")
+	recheckScript = script("head", "locks", "recheck")
+	holdersScript = script("head", "locks", "holders")
 
 	statScript      = script("files", "stat")
 	statInodeScript = script("files", "statinode")
@@ -105,6 +106,35 @@ func (b *Backend) try(ctx context.Context, s *goredis.Script, args ...any) (answ
 			return a, err
 		}
 	}
+}
+
+// quickTime is how long a request may hold up its caller, who may be
+// interrupted: contexts promise an end within 50 ms. slowTime is how long a
+// server that took longer is not expected to do better.
+const (
+	quickTime = 40 * time.Millisecond
+	slowTime  = 10 * time.Second
+)
+
+// quick makes one attempt in the caller's goroutine: passing a request to
+// another one and its answer back would cost as much as the whole round trip.
+// It reports false when there is no answer in a short time; the request may be
+// carried out all the same, and is to be repeated on the crew.
+func (b *Backend) quick(ctx context.Context, s *goredis.Script, args ...any) (answer, bool, error) {
+	start := lease.Now()
+	if start < time.Duration(b.slowUntil.Load()) {
+		return answer{}, false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(quickTime, b.timeout))
+	defer cancel()
+	a, err := b.eval(ctx, b.client, s, args...)
+	if errors.Is(err, backends.ErrUnavailable) {
+		if now := lease.Now(); now-start >= quickTime {
+			b.slowUntil.Store(int64(now + slowTime))
+		}
+		return answer{}, false, nil
+	}
+	return a, true, err
 }
 
 // sleep reports false when ctx ended first.

@@ -41,7 +41,8 @@ type session struct {
 	beat    atomic.Uint64 // the last renewal that was answered
 	echo    atomic.Uint64 // the last renewal that came back on the channel
 	checked time.Time     // of the renewing goroutine: the last recheck
-	reapIn  chan time.Duration
+	// reapWake says that reapAt, when to look for the dead, came closer.
+	reapWake chan struct{}
 
 	mu      sync.Mutex
 	over    bool
@@ -51,6 +52,7 @@ type session struct {
 	// last may be lost.
 	confirmed uint64
 	channel   *goredis.PubSub
+	reapAt    time.Time // zero: not before a heartbeat says so
 }
 
 var _ backends.Session = (*session)(nil)
@@ -58,7 +60,7 @@ var _ backends.Session = (*session)(nil)
 func newSession(b *Backend, options backends.SessionOptions) *session {
 	s := &session{
 		b: b, id: newID(options.Node), ttl: options.TTL, log: options.Log, crew: newCrew(), box: newMailbox(),
-		done: make(chan struct{}), reapIn: make(chan time.Duration, 1), waiters: map[string]*waiter{}, checked: time.Now(),
+		done: make(chan struct{}), reapWake: make(chan struct{}, 1), waiters: map[string]*waiter{}, checked: time.Now(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -141,9 +143,19 @@ func (s *session) reapSoon(in time.Duration) {
 	if in > s.lease.Interval() {
 		return // the next heartbeat will know better
 	}
-	select {
-	case s.reapIn <- in:
-	default: // a check is about to be set up
+	// Spread, for all sessions wake for the same death.
+	at := time.Now().Add(max(in, 0) + time.Millisecond + rand.N(100*time.Millisecond))
+	s.mu.Lock()
+	sooner := s.reapAt.IsZero() || at.Before(s.reapAt)
+	if sooner {
+		s.reapAt = at
+	}
+	s.mu.Unlock()
+	if sooner {
+		select {
+		case s.reapWake <- struct{}{}:
+		default: // it will see the time anyway
+		}
 	}
 }
 
@@ -151,21 +163,33 @@ func (s *session) reapSoon(in time.Duration) {
 // that those who wait for them need not ask. Where all leases are of one
 // length, it does nothing while everybody renews.
 func (s *session) reap() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
 	for {
-		var in time.Duration
 		select {
-		case in = <-s.reapIn:
+		case <-s.reapWake:
+		case <-timer.C:
+			s.setReapAt(time.Time{})
+			s.reapSoon(s.reapOnce())
 		case <-s.ctx.Done():
 			return
 		}
-		for in <= s.lease.Interval() {
-			// Spread, for all sessions wake for the same death.
-			if !sleep(s.ctx, max(in, 0)+time.Millisecond+rand.N(100*time.Millisecond)) {
-				return
-			}
-			in = s.reapOnce()
+		if at := s.nextReap(); !at.IsZero() {
+			timer.Reset(time.Until(at))
 		}
 	}
+}
+
+func (s *session) setReapAt(at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reapAt = at
+}
+
+func (s *session) nextReap() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reapAt
 }
 
 // reapOnce returns when the next lease of any session ends.
@@ -265,6 +289,19 @@ func (s *session) ended(a answer) bool {
 func (s *session) try(ctx context.Context, script *goredis.Script, args ...any) (answer, error) {
 	a, err := s.b.try(ctx, script, append([]any{s.id}, args...)...)
 	if err == nil && s.ended(a) || s.ctx.Err() != nil {
+		return a, s.overError()
+	}
+	return a, err
+}
+
+// call runs a script for a caller who may go: then it goes on by itself,
+// until it is answered or life ends.
+func (s *session) call(ctx, life context.Context, script *goredis.Script, args ...any) (answer, error) {
+	a, ok, err := s.b.quick(life, script, append([]any{s.id}, args...)...)
+	if !ok {
+		return detach(ctx, s.crew, s.done, func() (answer, error) { return s.try(life, script, args...) })
+	}
+	if err == nil && s.ended(a) {
 		return a, s.overError()
 	}
 	return a, err

@@ -31,11 +31,14 @@ const pageSize = 1000
 // Scripts that change something begin with an id (newOp), by which a
 // repetition is known.
 func (b *Backend) run(ctx context.Context, what string, subject any, script *goredis.Script, args ...any) (answer, error) {
-	a, err := detach(ctx, b.crew, nil, func() (answer, error) {
-		bounded, cancel := context.WithTimeout(ctx, b.timeout)
-		defer cancel()
-		return b.try(bounded, script, args...)
-	})
+	a, ok, err := b.quick(ctx, script, args...)
+	if !ok {
+		a, err = detach(ctx, b.crew, nil, func() (answer, error) {
+			bounded, cancel := context.WithTimeout(ctx, b.timeout)
+			defer cancel()
+			return b.try(bounded, script, args...)
+		})
+	}
 	if errors.Is(err, errClosed) {
 		err = fmt.Errorf("%w: the connection is closed", backends.ErrUnavailable)
 	}

@@ -42,15 +42,29 @@ func withWayOut(err error) error {
 	case err == nil:
 		return nil
 	case goredis.HasErrorPrefix(err, "WRONGPASS"), goredis.HasErrorPrefix(err, "NOAUTH"):
-		return fmt.Errorf("%w; check username and password", err)
+		return fmt.Errorf("%w (check username and password)", err)
 	case goredis.HasErrorPrefix(err, "READONLY"):
 		return fmt.Errorf("%w: it is a read-only replica; point lockfs at the master", backends.ErrRefused)
 	case goredis.HasErrorPrefix(err, "MISCONF"):
 		return fmt.Errorf("%w: it can't write to its disk; free space there: %w", backends.ErrRefused, errors.Unwrap(err))
 	case errors.Is(err, backends.ErrRefused):
-		return fmt.Errorf("%w; the user needs INFO, EVALSHA, EVAL, SUBSCRIBE and PUBLISH, all data commands, keys and channels %s", err, "lockfs:*")
+		return fmt.Errorf("%w (the user needs INFO, EVALSHA, EVAL, SUBSCRIBE and PUBLISH, all data commands, keys and channels lockfs:*)", err)
 	}
 	return err
+}
+
+// withoutSecret leaves out the text of an error that has the password in it:
+// a server that is no Redis may answer with what it was sent.
+func withoutSecret(err error, password string) error {
+	if password == "" || !strings.Contains(err.Error(), password) {
+		return err
+	}
+	for _, kind := range []error{backends.ErrRefused, backends.ErrForeign} {
+		if errors.Is(err, kind) {
+			return fmt.Errorf("%w (its answer is not shown, it contains the password)", kind)
+		}
+	}
+	return fmt.Errorf("%w (the reason is not shown, it contains the password)", backends.ErrUnavailable)
 }
 
 // usable judges by what the server says of itself.

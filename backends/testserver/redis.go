@@ -21,6 +21,7 @@ type RedisServer struct {
 	args   []string
 	dir    string
 	cmd    *exec.Cmd
+	exited chan struct{} // closed when cmd has been waited for
 	output *bytes.Buffer
 }
 
@@ -68,8 +69,8 @@ func (s *RedisServer) Stop() {
 	if s.cmd == nil {
 		return
 	}
-	_ = s.cmd.Process.Kill()
-	_ = s.cmd.Wait() // "signal: killed"
+	_ = s.cmd.Process.Kill() // it may have ended by itself
+	<-s.exited
 	s.cmd = nil
 }
 
@@ -83,8 +84,15 @@ func (s *RedisServer) start() error {
 	// It dies with the test's process, whatever happens to that.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
+		s.cmd = nil
 		return fmt.Errorf("starting redis-server: %w", err)
 	}
+	cmd, exited := s.cmd, make(chan struct{})
+	s.exited = exited
+	go func() { // ends with the process: Stop
+		_ = cmd.Wait() // "signal: killed"
+		close(exited)
+	}()
 	if err := s.ready(); err != nil {
 		s.Stop()
 		return fmt.Errorf("redis-server on port %d: %w; it says: %s", s.port, err, s.output)
@@ -99,8 +107,10 @@ func (s *RedisServer) ready() error {
 		if err = s.ping(); err == nil {
 			return nil
 		}
-		if s.cmd.Process.Signal(syscall.Signal(0)) != nil {
-			return err
+		select {
+		case <-s.exited:
+			return fmt.Errorf("it has ended: %w", err)
+		default:
 		}
 	}
 	return fmt.Errorf("not ready in time: %w", err)

@@ -2,7 +2,7 @@
 -- parts to keep, and for each its new id and lock. Returns token and
 -- contended flag for each part, '' for parts of claims that are gone.
 if not alive(S) then return {'over'} end
-local name, reply, taken = ARGV[2], {'ok'}, false
+local name, reply, taken = ARGV[2], {'ok'}, dropped
 local key, index = P .. 'g:' .. name, P .. 's:' .. S
 
 -- The parts are there already where this is a repetition.

@@ -1,37 +1,22 @@
--- What all lock scripts share: package queue (backends/queue) in Lua.
---
--- KEYS[1] is the cluster's prefix, ARGV[1] the caller's session. Keys:
---   sessions    zset   session -> end of its lease, ms of server time
---   seq         string the last stamp given out: arrivals, tokens
---   s:<session> hash   i<id> -> name of the entry; a<id> -> last attempt, of
---                      requests that were repeated
---   g:<name>    hash   id -> granted claim
---   q:<name>    zset   id -> arrival stamp of a request that waits
---   w:<name>    hash   id -> request that waits
---   m:<name>    hash   counts over the queue: h with Held, 1 and 2 by YieldTo,
---                      s<session> by session
--- An id is <session>/<number>. A lock is written as mode, hint (one digit
--- each), first and last byte (16 hex digits each: Lua's numbers end at 2^53);
--- claims add the contended flag and the token, requests YieldTo and Held.
---
--- Invariant: a name is settled when a script that changed it ends. So where
--- nobody alive has a claim, nobody alive waits.
-
-local call, P, S = redis.call, KEYS[1], ARGV[1]
-local clock = call('TIME')
-local now_us = clock[1] * 1000000 + clock[2]
-local now = math.floor(now_us / 1000)
 local SESSIONS = P .. 'sessions'
+
+-- Functions cost each call that makes them, needed or not: what a script can
+-- decide without them comes before this (acquire1.lua, change1.lua).
 
 -- A session lives while its lease has not ended by this clock. One that has
 -- ended never comes back: renewals extend live ones only.
 local known = {}
 local function alive(session)
   if known[session] == nil then
-    local till = call('ZSCORE', SESSIONS, session)
-    known[session] = till ~= false and tonumber(till) > now
+    local till = call('HGET', P .. 's:' .. session, 'e')
+    known[session] = till and tonumber(till) > now or false
   end
   return known[session]
+end
+
+local function extend(session, ttl)
+  call('HSET', P .. 's:' .. session, 'e', string.format('%.0f', now + ttl))
+  call('ZADD', SESSIONS, now + ttl, session)
 end
 
 -- The ms until the first lease of all ends; negative: one has ended.

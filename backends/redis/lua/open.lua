@@ -1,3 +1,3 @@
 -- Begins a session. ARGV[2]: its lease in ms.
-call('ZADD', SESSIONS, now + ARGV[2], S)
+extend(S, ARGV[2])
 return {'ok'}

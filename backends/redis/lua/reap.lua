@@ -11,6 +11,7 @@ end
 
 local function clear(session, budget)
   local key = P .. 's:' .. session
+  call('HDEL', key, 'e') -- dead from here on
   local page = call('HRANDFIELD', key, budget, 'WITHVALUES')
   local names = {}
   for i = 1, #page, 2 do

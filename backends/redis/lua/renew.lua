@@ -2,6 +2,6 @@
 -- which comes back on the session's channel to show that messages arrive.
 -- Returns how many listened, and the ms until the first lease of all ends.
 if not alive(S) then return {'over'} end
-call('ZADD', SESSIONS, 'XX', now + ARGV[2], S)
+extend(S, ARGV[2])
 local heard = tell(S, 'h ' .. ARGV[3])
 return {'ok', heard, next_end()}

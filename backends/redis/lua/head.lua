@@ -1,0 +1,23 @@
+-- What all lock scripts share: package queue (backends/queue) in Lua.
+--
+-- KEYS[1] is the cluster's prefix, ARGV[1] the caller's session. Keys:
+--   sessions    zset   session -> end of its lease, ms of server time: who is next
+--   s:<session> hash   e -> the same end (this one decides); i<id> -> name of
+--                      the entry; a<id> -> last attempt, of repeated requests
+--   seq         string the last stamp given out: arrivals, tokens
+--   g:<name>    hash   id -> granted claim
+--   q:<name>    zset   id -> arrival stamp of a request that waits
+--   w:<name>    hash   id -> request that waits
+--   m:<name>    hash   counts over the queue: h with Held, 1 and 2 by YieldTo,
+--                      s<session> by session
+-- An id is <session>/<number>. A lock is written as mode, hint (one digit
+-- each), first and last byte (16 hex digits each: Lua's numbers end at 2^53);
+-- claims add the contended flag and the token, requests YieldTo and Held.
+--
+-- Invariant: a name is settled when a script that changed it ends. So where
+-- nobody alive has a claim, nobody alive waits.
+
+local call, P, S = redis.call, KEYS[1], ARGV[1]
+local clock = call('TIME')
+local now_us = clock[1] * 1000000 + clock[2]
+local now = math.floor(now_us / 1000)
