@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"lockfs/backends"
 	"lockfs/backends/file"
@@ -19,8 +20,11 @@ import (
 // own time-outs, and returns the first that answers. The choice is for good: two nodes
 // on different back ends exclude nobody, so a mount never moves to another. The log
 // says what was tried and which one is used. If none answers, the error has each with
-// its reason. The caller closes the back end.
+// its reason, and wraps them. A nil log discards. The caller closes the back end.
 func Open(ctx context.Context, c *config.Config, log *slog.Logger) (backends.Backend, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	var failures []error
 	for i, b := range c.Backends {
 		backend, err := open(ctx, b, c.Cluster, log)
@@ -28,7 +32,7 @@ func Open(ctx context.Context, c *config.Config, log *slog.Logger) (backends.Bac
 			announce(log, backend, i)
 			return backend, nil
 		}
-		failures = append(failures, fmt.Errorf("%v: %w", b, err))
+		failures = append(failures, named(b, err))
 		level := slog.LevelInfo
 		if !errors.Is(err, backends.ErrUnavailable) {
 			level = slog.LevelWarn // it is there, and does not work: people want to know
@@ -42,6 +46,14 @@ func Open(ctx context.Context, c *config.Config, log *slog.Logger) (backends.Bac
 		return nil, errors.New("the configuration names no back end")
 	}
 	return nil, errors.Join(failures...)
+}
+
+// named names the back end in an error that does not yet.
+func named(b config.Backend, err error) error {
+	if strings.Contains(err.Error(), b.String()) {
+		return err
+	}
+	return fmt.Errorf("%v: %w", b, err)
 }
 
 // announce says which back end is used. A local one behind servers is used
