@@ -34,7 +34,7 @@ func testAgainstModel(e *env) {
 	e.Logf("%s=%d", SeedVariable, seed)
 	for round := range 4 {
 		r := &rig{env: e, rng: rand.New(rand.NewPCG(seed, uint64(round))), name: fmt.Sprintf("model %d", round),
-			peers: e.peers(4), observer: e.peer(), calls: map[string]*pending{}, claims: map[string]backends.Claim{}}
+			peers: e.peers(4), observer: e.peer(), calls: map[string]*pending{}, claims: map[string]backends.Claim{}, tokens: map[uint64]bool{}}
 		for range 80 {
 			r.step()
 		}
@@ -53,7 +53,9 @@ type rig struct {
 	calls    map[string]*pending       // by model ID, those that wait
 	claims   map[string]backends.Claim // by model ID, what the back end granted
 	last     int                       // model IDs
-	token    uint64
+	token    uint64                    // the greatest so far
+	before   uint64                    // the greatest before this step
+	tokens   map[uint64]bool
 	trace    []string
 }
 
@@ -72,6 +74,7 @@ func (r *rig) newID() string {
 }
 
 func (r *rig) step() {
+	r.before = r.token
 	waiting := r.pick(func(e queue.Entry) bool { return !e.Granted })
 	granted := r.pick(func(e queue.Entry) bool { return e.Granted })
 	switch n := r.rng.IntN(10); {
@@ -259,10 +262,11 @@ func (r *rig) took(e queue.Entry, c backends.Claim) {
 		r.fail("%s was granted %+v", e.ID, c)
 	}
 	r.say("%s: granted, token %d", e.ID, c.Token)
-	if c.Token <= r.token {
-		r.fail("%s was granted with token %d after %d", e.ID, c.Token, r.token)
+	// Of what one step grants to several nodes at once, none was granted before another.
+	if c.Token <= r.before || r.tokens[c.Token] {
+		r.fail("%s was granted with token %d after %d", e.ID, c.Token, r.before)
 	}
-	r.token = c.Token
+	r.token, r.tokens[c.Token] = max(r.token, c.Token), true
 	r.claims[e.ID] = c
 }
 

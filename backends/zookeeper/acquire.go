@@ -25,7 +25,7 @@ func (s *session) acquire(ctx context.Context, name string, req backends.Request
 		return backends.Claim{}, context.Cause(ctx)
 	}
 	o := &own{node: node{session: s.id, kind: waits, Lock: req.Lock, hint: req.Hint, yieldTo: req.YieldTo, held: req.Held},
-		done: make(chan result, 1)}
+		queued: req.Queued, done: make(chan result, 1)}
 	var limit <-chan time.Time
 	if !req.Wait {
 		o.kind = tries
@@ -185,10 +185,10 @@ func (g *group) refusal(kids []string, o *own) error {
 	nodes := g.parse(kids)
 	last := int64(0)
 	for _, n := range nodes {
-		last = max(last, n.seq, n.rank)
+		last = max(last, n.seq)
 	}
 	x := o.node
-	x.seq, x.rank = last+1, last+1
+	x.seq = last + 1
 	l := newLine(append(nodes, x))
 	return l.refusal(len(l.nodes) - 1)
 }
@@ -198,6 +198,9 @@ func (g *group) refusal(kids []string, o *own) error {
 func (l *line) refusal(i int) error {
 	if l.state[i].Granted {
 		return nil
+	}
+	if l.deadlock(i) {
+		return backends.ErrWouldBlock
 	}
 	if l.state.Yields(i) {
 		return backends.ErrYield

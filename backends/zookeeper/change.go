@@ -20,8 +20,8 @@ type swap struct {
 
 // Change shrinks, relabels and drops claims in one transaction.
 //
-// What replaces a claim has its rank. So all who came before it came before the old one, and
-// whom it conflicts with the old one conflicted with: it is granted where the old one was.
+// What replaces a claim is granted (kind kept), wherever it stands. For it is no greater than the old one, which was granted
+// up to the moment of the transaction; so nobody has been granted what conflicts with it.
 func (s *session) Change(ctx context.Context, name string, changes []backends.Change) ([]backends.Claim, error) {
 	s.mu.Lock()
 	if s.over {
@@ -77,7 +77,7 @@ func (s *session) prepare(name string, changes []backends.Change) (*group, []swa
 		sw := swap{old: old}
 		for _, keep := range c.To {
 			o := &own{node: node{session: s.id, id: s.newID(), kind: kept, Lock: keep.Lock, hint: keep.Hint,
-				token: old.claim.Token, rank: old.rank}, done: make(chan result, 1), shout: keep.Hint > old.hint}
+				token: old.claim.Token}, done: make(chan result, 1), shout: keep.Hint > old.hint}
 			o.claim = old.claim
 			o.claim.ID, o.claim.Lock, o.claim.Hint = claimID(s.id, o.id), keep.Lock, keep.Hint
 			s.join(name, o)

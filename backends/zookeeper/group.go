@@ -46,6 +46,7 @@ type own struct {
 	czxid  int64 // of its znode, 0 while unknown
 	asked  bool  // whether it deadlocks has been looked at
 	called bool  // the holders in its way know of it
+	queued func()
 	done   chan result
 
 	claim backends.Claim // state held

@@ -16,16 +16,14 @@ type line struct {
 	firm  []bool      // granted for good, see verdict
 }
 
-// newLine orders nodes and decides who is granted: from the front to the
-// back, whoever is not blocked by those before him (queue.State.Blocked).
+// newLine orders nodes and decides who is granted: what is of kind kept, and then from the front to the
+// back whoever is not blocked (queue.State.Blocked).
 //
 // Unlike queue.Settle it does not take out entries that yield: they are in
 // the way until their session has deleted them, for others may not see the
 // reason any more when it does.
 func newLine(nodes []node) *line {
-	slices.SortFunc(nodes, func(a, b node) int {
-		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.seq, b.seq))
-	})
+	slices.SortFunc(nodes, func(a, b node) int { return cmp.Compare(a.seq, b.seq) })
 	l := &line{nodes: nodes, state: make(queue.State, len(nodes)), firm: make([]bool, len(nodes))}
 	for i, n := range nodes {
 		l.state[i] = n.entry()
@@ -121,28 +119,6 @@ func (l *line) hintMatters(i int) bool {
 	x := l.state[i]
 	for _, y := range l.state {
 		if !y.Granted && y.Session != x.Session && y.YieldTo > 0 && x.Hint >= y.YieldTo && y.Conflicts(x.Lock) {
-			return true
-		}
-	}
-	return false
-}
-
-// waitBefore returns the requests of other sessions that came before entry i and conflict with it.
-func (l *line) waitBefore(i int) (before []int) {
-	for j := range i {
-		y := l.state[j]
-		if !y.Granted && y.Session != l.state[i].Session && y.Conflicts(l.state[i].Lock) {
-			before = append(before, j)
-		}
-	}
-	return before
-}
-
-// ownBefore reports whether a grant of the own session that entry i conflicts with is not firm yet.
-func (l *line) ownBefore(i int) bool {
-	for j := range i {
-		y := l.state[j]
-		if y.Granted && !l.firm[j] && y.Session == l.state[i].Session && y.Conflicts(l.state[i].Lock) {
 			return true
 		}
 	}

@@ -72,13 +72,10 @@ type node struct {
 	backends.Lock
 	hint, yieldTo backends.Hint
 	held          []backends.Lock
-	// token is set for kept nodes, which carry on the token of the claim in whose place they are;
-	// 0 where the node's own creation is the grant.
+	// token is that of the claim in whose place Change has put this one, else 0.
 	token uint64
-	// rank is the place in the line: the node's own sequence number, or that of the node in whose place it is.
-	rank int64
-	seq  int64
-	name string // the znode's name
+	seq   int64  // the place in the line
+	name  string // the znode's name
 }
 
 // prefix returns the name without the sequence number, which the server appends.
@@ -88,12 +85,12 @@ func (n node) prefix() string {
 	for i, l := range n.held {
 		held[i] = lockName(l)
 	}
-	token, rank := "", ""
-	if n.kind == kept {
-		token, rank = strconv.FormatUint(n.token, 16), strconv.FormatInt(n.rank, 10)
+	token := ""
+	if n.token != 0 {
+		token = strconv.FormatUint(n.token, 16)
 	}
 	return strings.Join([]string{n.session, n.id, string(rune(n.kind)), lockName(n.Lock),
-		strconv.Itoa(int(n.hint)) + strconv.Itoa(int(n.yieldTo)), strings.Join(held, "+"), token, rank, ""}, "_")
+		strconv.Itoa(int(n.hint)) + strconv.Itoa(int(n.yieldTo)), strings.Join(held, "+"), token, ""}, "_")
 }
 
 // lockName encodes a lock: "w", or "r10-1f".
@@ -142,7 +139,7 @@ func parseNode(name string) (node, error) {
 }
 
 func parseFields(f []string) (node, error) {
-	if len(f) != 9 || len(f[2]) != 1 || len(f[4]) != 2 {
+	if len(f) != 8 || len(f[2]) != 1 || len(f[4]) != 2 {
 		return node{}, strconv.ErrSyntax
 	}
 	n := node{session: f[0], id: f[1], kind: kind(f[2][0]),
@@ -160,17 +157,12 @@ func parseFields(f []string) (node, error) {
 			n.held = append(n.held, l)
 		}
 	}
-	if n.seq, err = strconv.ParseInt(f[8], 10, 64); err != nil {
-		return n, err
+	if f[6] != "" {
+		if n.token, err = strconv.ParseUint(f[6], 16, 64); err != nil {
+			return n, err
+		}
 	}
-	n.rank = n.seq
-	if n.kind != kept {
-		return n, nil
-	}
-	if n.token, err = strconv.ParseUint(f[6], 16, 64); err != nil {
-		return n, err
-	}
-	n.rank, err = strconv.ParseInt(f[7], 10, 64)
+	n.seq, err = strconv.ParseInt(f[7], 10, 64)
 	return n, err
 }
 

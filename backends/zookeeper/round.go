@@ -151,16 +151,7 @@ func (g *group) decide(v *view, o *own) (acts []func()) {
 	case v.state[i].Granted && v.firm[i]:
 		return g.grant(v, o, i)
 	case v.state[i].Granted:
-		if up := g.moveUp(v, o, i); up != nil {
-			return []func(){up}
-		}
-		if o.kind == tries && len(v.waitBefore(i)) > 0 && !v.ownBefore(i) {
-			g.leave(o, backends.ErrWouldBlock)
-			return nil
-		}
-	case o.yieldTo > 0 && v.state.Yields(i):
-		g.leave(o, backends.ErrYield)
-		return nil
+		return []func(){g.moveUp(v, o, i)}
 	case o.kind == tries:
 		if err := v.refusal(i); err != nil {
 			g.leave(o, err)
@@ -168,6 +159,9 @@ func (g *group) decide(v *view, o *own) (acts []func()) {
 		}
 	case !o.asked && v.deadlock(i):
 		g.leave(o, backends.ErrDeadlock)
+		return nil
+	case v.state.Yields(i):
+		g.leave(o, backends.ErrYield)
 		return nil
 	}
 	o.asked = true
@@ -260,11 +254,11 @@ func (g *group) watchClaim(v *view, o *own, i int) (acts []func()) {
 // release wakes those it lets in. s.mu is held.
 func (g *group) wait(v *view, o *own, i int) (acts []func()) {
 	in, _ := v.inTheWay(i)
-	if v.state[i].Granted { // but not firm, and it can't be moved up now
-		in = v.waitBefore(i)
-	}
 	if !o.called && o.kind == waits {
 		o.called = true
+		if o.queued != nil {
+			acts = append(acts, o.queued)
+		}
 		if g.unheard(v, i, in) {
 			acts = append(acts, func() { g.callOut(v) })
 		}

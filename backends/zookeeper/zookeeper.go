@@ -13,14 +13,11 @@
 //
 // # Why a grant stays
 //
-// Who is granted can be taken back by nothing that others do: newcomers come
-// behind (the server numbers them), and who leaves only clears the way. There
-// is one exception, a request that goes ahead of waiters because its owner's
-// other claim is in their way (Request.Held): when that claim goes, they would be
-// first. So before such a grant is returned, its znode is replaced by one that ranks with
-// that claim (group.moveUp). Claims that Change makes take over the rank of the one that they
-// replace, in one transaction; being no greater than it, they conflict with nobody whom it did not
-// conflict with, so they are granted where it was.
+// What others do can't take a grant back: newcomers come behind (the server numbers them), and
+// who leaves only clears the way. There is one exception, a request that goes ahead of waiters
+// because its owner keeps another claim that is in their way (Request.Held): were that claim to go, they would be
+// first. So before such a grant is returned, its znode is replaced by one that says that it is granted
+// (group.moveUp). So are claims that Change shrinks, in one transaction.
 //
 // # Tokens
 //
