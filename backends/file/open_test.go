@@ -189,16 +189,12 @@ func TestOverwrite(t *testing.T) {
 		for range n {
 			st = append(st, queue.Entry{ID: "AN-ID-AS-LONG-AS-THEY-ARE", Session: "A-SESSION-AS-LONG-AS-THEY-ARE"})
 		}
-		data, err := json.Marshal(stateFile{Name: []byte("x"), Entries: st})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return append(data, '\n')
+		return encodeState("x", st)
 	}
 	for _, row := range []struct {
 		old, new int
 		ok       bool
-	}{{3, 1, true}, {1, 3, true}, {40, 1, false}, {1, 40, false}} {
+	}{{3, 1, true}, {1, 3, true}, {80, 1, false}, {1, 80, false}} {
 		if err := os.WriteFile(path, entry(row.old), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -213,8 +209,8 @@ func TestOverwrite(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if f, err := parseState(data); err != nil || len(f.Entries) != want {
-			t.Fatalf("after overwriting %d entries with %d: %d entries, %v", row.old, row.new, len(f.Entries), err)
+		if _, st, err := decodeState(data); err != nil || len(st) != want {
+			t.Fatalf("after overwriting %d entries with %d: %d entries, %v", row.old, row.new, len(st), err)
 		}
 	}
 }

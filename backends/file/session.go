@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
 
 	"lockfs/backends"
 )
@@ -65,13 +66,12 @@ func (b *Backend) socketPath(id string) string {
 // alive reports whether the session of this file lives: whether its process
 // has it locked. When that can't be found out, it lives: never take a lock from a holder on suspicion.
 func alive(path string) bool {
-	f := flock.New(path, flock.SetFlag(os.O_RDONLY))
-	got, err := f.TryRLock()
+	fd, err := openRaw(path, unix.O_RDONLY)
 	if err != nil {
 		return !errors.Is(err, os.ErrNotExist)
 	}
-	_ = f.Close() // closing its descriptor unlocks
-	return !got
+	defer func() { _ = unix.Close(fd) }() // which unlocks
+	return retry(func() error { return unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB) }) != nil
 }
 
 // Open starts a session. See backends.Backend.
@@ -229,8 +229,7 @@ func (s *session) Close(ctx context.Context) error {
 	if !first {
 		select {
 		case <-s.Done():
-			s.owned.Wait()
-			return nil
+			return s.stopped(ctx)
 		case <-ctx.Done():
 			return fmt.Errorf("close the session: %w", context.Cause(ctx))
 		}
@@ -247,8 +246,22 @@ func (s *session) Close(ctx context.Context) error {
 		_ = os.Remove(s.b.sessionPath(s.id)) // if it stays, it is swept by the next session
 	}
 	s.end(nil)
-	s.owned.Wait()
-	return err
+	return errors.Join(err, s.stopped(ctx))
+}
+
+// stopped waits for the end of the session's goroutines, which is near: the session is over.
+func (s *session) stopped(ctx context.Context) error {
+	all := make(chan struct{})
+	go func() {
+		s.owned.Wait()
+		close(all)
+	}()
+	select {
+	case <-all:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the session's end: %w", context.Cause(ctx))
+	}
 }
 
 // goodbye drops the session's entries after its last operation.

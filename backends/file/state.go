@@ -3,7 +3,6 @@ package file
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -95,12 +94,6 @@ func (b *Backend) nextToken(sh *shard) (uint64, error) {
 	return next, nil
 }
 
-// stateFile is what the file of a name holds: one line of JSON.
-type stateFile struct {
-	Name    []byte // base64: a name may hold any byte
-	Entries queue.State
-}
-
 func (b *Backend) statePath(name string) string { return filepath.Join(b.locks, hashed(name)) }
 
 // readState returns the state of a name whose shard is locked.
@@ -113,18 +106,15 @@ func (b *Backend) readState(name string) (queue.State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the state of %q: %w", name, kind(err))
 	}
-	f, err := parseState(data)
-	if err != nil || string(f.Name) != name {
-		return nil, fmt.Errorf("%s is not the state of %q that lockfs wrote (%v); when no mount uses the directory, remove the file: %w",
+	stored, st, err := decodeState(data)
+	if err == nil && stored != name {
+		err = fmt.Errorf("of the name %q", stored)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s is not the state of %q (%w); when no mount uses the directory, remove the file: %w",
 			path, name, err, backends.ErrForeign)
 	}
-	return f.Entries, nil
-}
-
-func parseState(data []byte) (f stateFile, err error) {
-	line, _, _ := bytes.Cut(data, []byte{'\n'}) // what follows is padding
-	err = json.Unmarshal(line, &f)
-	return f, err
+	return st, nil
 }
 
 // writeState replaces the state of a name, whose shard is locked, in one
@@ -137,12 +127,8 @@ func (b *Backend) writeState(sh *shard, name string, st queue.State) error {
 		}
 		return nil
 	}
-	data, err := json.Marshal(stateFile{Name: []byte(name), Entries: st})
-	if err != nil {
-		return fmt.Errorf("encode the state of %q: %w", name, err)
-	}
-	data = append(data, '\n')
-	err = writeSmall(sh.temp, data)
+	data := encodeState(name, st)
+	err := writeSmall(sh.temp, data)
 	if err == nil {
 		err = os.Rename(sh.temp, path)
 	}
@@ -193,11 +179,11 @@ func (b *Backend) sweepStates() error {
 		if err != nil {
 			continue // let go of meanwhile
 		}
-		f, err := parseState(data)
-		if err != nil || hashed(string(f.Name)) != file.Name() {
+		name, _, err := decodeState(data)
+		if err != nil || hashed(name) != file.Name() {
 			continue // perhaps half overwritten just now; who uses the name looks with its shard locked
 		}
-		if err := b.sweepState(string(f.Name)); err != nil {
+		if err := b.sweepState(name); err != nil {
 			return err
 		}
 	}
