@@ -26,6 +26,7 @@ type waiter struct {
 
 	phase   phase
 	gone    bool    // the caller has
+	told    bool    // Queued was called
 	attempt int     // the last one sent
 	early   *answer // a message that came before the attempt's answer
 }
@@ -179,6 +180,9 @@ func (s *session) answered(w *waiter, a answer, confirmed uint64) {
 	if s.ended(a) {
 		return
 	}
+	if a.outcome == "queued" {
+		s.tellQueued(w) // before the outcome can be delivered: messages wait as long as ask runs
+	}
 	s.mu.Lock()
 	gone := w.gone
 	recheck := false
@@ -203,6 +207,17 @@ func (s *session) answered(w *waiter, a answer, confirmed uint64) {
 		if !s.deliver(w, w.result(a)) && a.outcome == "granted" {
 			s.takeBack(w, false)
 		}
+	}
+}
+
+// tellQueued calls Queued once, without mu: it is not ours.
+func (s *session) tellQueued(w *waiter) {
+	s.mu.Lock()
+	tell := w.Queued != nil && !w.told && !w.gone && w.early == nil
+	w.told = w.told || tell
+	s.mu.Unlock()
+	if tell {
+		w.Queued()
 	}
 }
 

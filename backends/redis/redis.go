@@ -100,9 +100,9 @@ func Open(ctx context.Context, conf config.Redis, cluster string, log *slog.Logg
 		keys: []string{prefix(cluster)}, where: where, timeout: options.ReadTimeout, log: log, crew: newCrew(),
 	}
 	_, err = detach(ctx, b.crew, nil, func() (struct{}, error) {
-		ctx, cancel := context.WithTimeout(ctx, b.timeout)
+		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.timeout)
 		defer cancel()
-		return struct{}{}, b.verify(ctx)
+		return struct{}{}, b.verify(bounded)
 	})
 	if err != nil {
 		_ = b.Close()

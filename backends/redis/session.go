@@ -86,7 +86,7 @@ func (s *session) start(ctx context.Context) error {
 	}
 	sent := lease.Now()
 	_, err := detach(ctx, s.crew, nil, func() (answer, error) {
-		return s.b.eval(ctx, s.b.beats, openScript, s.id, s.ttl.Milliseconds())
+		return s.b.eval(s.ctx, s.b.beats, openScript, s.id, s.ttl.Milliseconds())
 	})
 	if err != nil {
 		return err

@@ -31,10 +31,14 @@ const pageSize = 1000
 // Scripts that change something begin with an id (newOp), by which a
 // repetition is known.
 func (b *Backend) run(ctx context.Context, what string, subject any, script *goredis.Script, args ...any) (answer, error) {
-	a, ok, err := b.quick(ctx, script, args...)
+	if ctx.Err() != nil {
+		return answer{}, fmt.Errorf("%s %s at %s: %w", what, quoted(subject), b.where, context.Cause(ctx))
+	}
+	life := context.WithoutCancel(ctx) // it ends the waiting, not the request
+	a, ok, err := b.quick(life, script, args...)
 	if !ok {
 		a, err = detach(ctx, b.crew, nil, func() (answer, error) {
-			bounded, cancel := context.WithTimeout(ctx, b.timeout)
+			bounded, cancel := context.WithTimeout(life, b.timeout)
 			defer cancel()
 			return b.try(bounded, script, args...)
 		})

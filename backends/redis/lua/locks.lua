@@ -104,7 +104,7 @@ end
 -- The state of a name: its claims, and so much of its queue as was looked at.
 -- Claims of the dead are dropped here; what they held back is for settle.
 local function load(name)
-  local L = {name = name, granted = {}, queue = {}, complete = false, dirty = false, hint = 0}
+  local L = {name = name, granted = {}, queue = {}, known = {}, complete = false, dirty = false, hint = 0}
   local flat = call('HGETALL', P .. 'g:' .. name)
   for i = 1, #flat, 2 do
     local e = claim(flat[i], flat[i + 1])
@@ -141,28 +141,32 @@ local function waiting(L, i)
   return L.queue[i]
 end
 
-local behind
+-- Who waits for whom, of package queue. q is the queue; known keeps what ahead
+-- returned, as long as nothing is taken out of q.
+local ahead
 
--- waitingFor of package queue: for the requests 1 to n whether each waits for
--- what the owner behind request x keeps.
-local function waiting_for(q, n, x)
+-- Whether request j stands behind one of these, and does not go ahead of it.
+local function behind(q, known, j, these)
+  for k = 1, j - 1 do
+    if these[k] and conflict(q[j], q[k]) and not ahead(q, known, j)[k] then return true end
+  end
+  return false
+end
+
+-- For the requests 1 to n whether each waits for what the owner behind
+-- request x keeps.
+local function waiting_for(q, known, x, n)
   local waits = {}
-  if not q[x].held then return waits end
-  for j = 1, n do
-    if j ~= x then waits[j] = conflict_any(q[j], q[x].held) or behind(q, j, waits) end
+  for j = 1, q[x].held and n or 0 do
+    if j ~= x then waits[j] = conflict_any(q[j], q[x].held) or behind(q, known, j, waits) end
   end
   return waits
 end
 
-behind = function(q, j, these)
-  local ahead
-  for k = 1, j - 1 do
-    if these[k] and conflict(q[j], q[k]) then
-      if q[j].held and not ahead then ahead = waiting_for(q, j, j) end
-      if not ahead or not ahead[k] then return true end
-    end
-  end
-  return false
+-- For the requests before x whether x goes ahead of them.
+ahead = function(q, known, x)
+  known[x] = known[x] or waiting_for(q, known, x, x - 1)
+  return known[x]
 end
 
 local function held_back(L, x)
@@ -176,14 +180,18 @@ end
 local function blocked(L, i)
   local x = waiting(L, i)
   if held_back(L, x) then return true end
-  local ahead
   for j = 1, i - 1 do
-    if conflict(x, L.queue[j]) then
-      if x.held and not ahead then ahead = waiting_for(L.queue, i, i) end
-      if not ahead or not ahead[j] then return true end
-    end
+    if conflict(x, L.queue[j]) and not ahead(L.queue, L.known, i)[j] then return true end
   end
   return false
+end
+
+-- Takes the request at index i out of the queue.
+local function take_out(L, i)
+  L.known = {}
+  local x = table.remove(L.queue, i)
+  drop_request(L.name, x)
+  return x
 end
 
 local function yields(L, x)
@@ -243,8 +251,7 @@ local function grant_in_order(L, granted)
       wall = wall or x.whole
       i = i + 1
     else
-      table.remove(L.queue, i)
-      drop_request(L.name, x)
+      take_out(L, i)
       grant(L, x)
       granted[#granted + 1] = x
     end
@@ -260,8 +267,7 @@ local function settle(L)
     for i = #L.queue, 1, -1 do
       local x = L.queue[i]
       if yields(L, x) then
-        table.remove(L.queue, i)
-        drop_request(L.name, x)
+        take_out(L, i)
         tell(x.session, 'y ' .. x.id)
         again = true
       end
