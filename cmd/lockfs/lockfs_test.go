@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -139,6 +141,15 @@ func (p *place) locks() {
 	}
 }
 
+// signal sends a signal to a mount's process and waits for its end.
+func (p *place) signal(pid int, s syscall.Signal) {
+	p.t.Helper()
+	if err := syscall.Kill(pid, s); err != nil {
+		p.t.Fatal(err)
+	}
+	p.gone(pid)
+}
+
 func TestMountInBackground(t *testing.T) {
 	p := newPlace(t)
 	if out := p.expect(0, "mount", "-c", p.config, p.point); out != "" {
@@ -202,11 +213,7 @@ func TestTermWhileInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	pid := p.pids()[0]
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	p.gone(pid)
+	p.signal(p.pids()[0], syscall.SIGTERM)
 	if p.mounted() {
 		t.Error("still mounted")
 	}
@@ -235,11 +242,7 @@ func TestHangUpReopensTheLog(t *testing.T) {
 func TestDeadMountIsReplaced(t *testing.T) {
 	p := newPlace(t)
 	p.expect(0, "mount", "-c", p.config, p.point)
-	pid := p.pids()[0]
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	p.gone(pid)
+	p.signal(p.pids()[0], syscall.SIGKILL)
 	// ECONNABORTED: the kernel is just about to give the connection up.
 	if _, err := os.ReadDir(p.point); !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
 		t.Fatalf("the mount is not dead: %v", err)
@@ -314,50 +317,6 @@ func TestBlocked(t *testing.T) {
 	}
 }
 
-// TestMountHelper: the names and arguments under which mount(8) calls.
-func TestMountHelper(t *testing.T) {
-	for _, args := range [][]string{
-		{"mount.lockfs", "none", "POINT", "-o", "rw,config=CONFIG,x-systemd.automount"},
-		{"/sbin/mount.fuse.lockfs", "none", "POINT", "-s", "-n", "-v", "-N", "/x", "-o", "rw,config=CONFIG", "-t", "fuse.lockfs"},
-		{"lockfs", "none", "POINT", "-o", "rw,dev,suid,config=CONFIG,noexec"},
-	} {
-		p := newPlace(t)
-		for i := range args {
-			args[i] = strings.NewReplacer("POINT", p.point, "CONFIG", p.config).Replace(args[i])
-		}
-		p.finish(p.command(args[0], args[1:]...), 0)
-		p.locks()
-		p.expect(0, "umount", p.point)
-	}
-	p := newPlace(t)
-	p.finish(p.command("mount.lockfs", "none", p.point, "-f", "-o", "config="+p.config), 0)
-	if p.mounted() {
-		t.Error("a fake mount mounted")
-	}
-	p.finish(p.command("mount.lockfs", p.point), 2)
-}
-
-// TestMountFUSE3 is how mount(8) calls for the type fuse.lockfs: through
-// mount.fuse3. (mount(8) itself would look for lockfs in the system's
-// directories only, where a test has no business.)
-func TestMountFUSE3(t *testing.T) {
-	p := newPlace(t)
-	bin := filepath.Join(p.dir, "bin")
-	if err := errors.Join(os.Mkdir(bin, 0o755), os.Symlink(os.Args[0], filepath.Join(bin, "lockfs"))); err != nil {
-		t.Fatal(err)
-	}
-	c := exec.Command("/sbin/mount.fuse3", "none", p.point, "-o", "rw,config="+p.config+",_netdev,noexec", "-t", "fuse.lockfs")
-	c.Env = append(os.Environ(), envMain+"=1", "PATH="+bin+":"+os.Getenv("PATH"))
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	p.locks()
-	if out, err := exec.Command("umount", p.point).CombinedOutput(); err != nil {
-		t.Errorf("umount(8): %v: %s", err, out)
-	}
-	p.gone(p.pids()[0])
-}
-
 func TestLazyUmount(t *testing.T) {
 	p := newPlace(t)
 	p.expect(0, "mount", "-c", p.config, p.point)
@@ -393,6 +352,49 @@ func TestCheck(t *testing.T) {
 	p.configure("[{type: redis, config: {port: 1, password: hunter2}}]")
 	if out := p.expect(1, "check", "-c", p.config); !strings.HasSuffix(out, "\nlockfs: no back end can be used; start one, or correct the configuration\n") || strings.Contains(out, "hunter2") {
 		t.Errorf("it said %s", out)
+	}
+}
+
+// TestInterruptedWhileStarting: the server takes the connection and never
+// answers; whoever gives up waiting leaves nothing behind.
+func TestInterruptedWhileStarting(t *testing.T) {
+	p := newPlace(t)
+	deaf, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer deaf.Close()
+	p.configure(fmt.Sprintf("[{type: redis, config: {url: 'redis://%s', socket_timeout: 60}}]", deaf.Addr()))
+	for _, flags := range [][]string{{}, {"-f"}} {
+		c := p.command("lockfs", append([]string{"mount", "-c", p.config, p.point}, flags...)...)
+		var stderr bytes.Buffer
+		c.Stderr = &stderr
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		connection, err := deaf.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if err := c.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Wait(); c.ProcessState.ExitCode() != exitFailure {
+			t.Errorf("%v: %v", flags, err)
+		}
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("%v: took %v", flags, took)
+		}
+		if !strings.Contains(stderr.String(), "signal") || p.mounted() {
+			t.Errorf("%v: mounted: %v, stderr: %s", flags, p.mounted(), &stderr)
+		}
+		// The other end of the connection is gone, and with it the process that had it.
+		_ = connection.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.Copy(io.Discard, connection); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%v: the connection is still open: %v", flags, err)
+		}
+		_ = connection.Close()
 	}
 }
 

@@ -57,7 +57,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 // report prints an error, a line for each fault that it tells.
 func report(w io.Writer, err error) {
 	for line := range strings.SplitSeq(err.Error(), "\n") {
-		_, _ = fmt.Fprintln(w, "lockfs: "+line) // nowhere left to say so
+		if line != "" { // the text of a library may end in a newline
+			_, _ = fmt.Fprintln(w, "lockfs: "+line) // nowhere left to say so
+		}
 	}
 }
 

@@ -36,7 +36,7 @@ no_write_permission=lock|skip, session_ttl=15s, allow_other, noexec, and mount(8
 In /etc/fstab:
   none  /mnt/locks  fuse.lockfs  config=/etc/lockfs.yml,_netdev,nofail  0 0
 
-SIGTERM and SIGINT release what the node holds and unmount. SIGHUP opens the log file again.`,
+SIGTERM and SIGINT release what the node holds and unmount. SIGHUP opens the log file again, where there is one.`,
 		Args:                  arguments(0, 1),
 		DisableFlagsInUseLine: true,
 		ValidArgsFunction:     completeDirectory,

@@ -28,12 +28,13 @@ var errStopped = errors.New("stopped by a signal")
 // serve mounts and stays until the mount is gone. child is nil in the
 // foreground. On an error nothing is left mounted.
 func (r *mountRequest) serve(child *daemon.Child) (err error) {
-	ctx, stop := stopSignals(child == nil)
-	defer stop()
 	c, err := r.load()
 	if err != nil {
 		return err
 	}
+	// All signals are taken care of before anything is there to be cleaned up.
+	ctx, reopen, stop := signals(child == nil, c.Log.File != "")
+	defer stop()
 	if err := mountpoint.CheckFUSE(); err != nil {
 		return err
 	}
@@ -69,7 +70,7 @@ func (r *mountRequest) serve(child *daemon.Child) (err error) {
 		}
 	}
 	log.Started()
-	return stay(ctx, server, log)
+	return stay(ctx, server, log, reopen)
 }
 
 // mount makes the mount live.
@@ -94,12 +95,7 @@ func (r *mountRequest) mount(ctx context.Context, c *config.Config, place *mount
 }
 
 // stay returns when the mount is gone: unmounted by anyone, or here at a signal.
-func stay(ctx context.Context, server *fs.Server, log *logging.Log) error {
-	reopen := make(chan os.Signal, 1)
-	if log.IsFile() {
-		signal.Notify(reopen, syscall.SIGHUP)
-		defer signal.Stop(reopen)
-	}
+func stay(ctx context.Context, server *fs.Server, log *logging.Log, reopen <-chan os.Signal) error {
 	gone := make(chan error, 1)
 	go func() { gone <- server.Wait() }()
 	for {
@@ -129,31 +125,35 @@ func unmount(server *fs.Server) error {
 	return server.Close(ctx)
 }
 
-// stopSignals returns a context that the first SIGTERM or SIGINT ends; a
-// second one kills the process, as it would any. SIGHUP counts in the foreground, where
-// it means that the terminal is gone, unless nohup(1) has it ignored. In the
-// background it must not end anything.
-func stopSignals(foreground bool) (context.Context, func()) {
+// signals returns a context that the first SIGTERM or SIGINT ends; a second
+// one kills the process, as it would any. SIGHUP, where there is a log file,
+// asks to open it again, as those who rotate logs do. Where there is none it
+// means in the foreground that the terminal is gone, and counts as SIGTERM unless
+// nohup(1) has it ignored; in the background it means nothing.
+func signals(foreground, logFile bool) (ctx context.Context, reopen <-chan os.Signal, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	ends, hangUps := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signal.Notify(ends, syscall.SIGTERM, syscall.SIGINT)
 	switch {
+	case logFile:
+		signal.Notify(hangUps, syscall.SIGHUP)
 	case !foreground:
 		signal.Ignore(syscall.SIGHUP)
 	case !signal.Ignored(syscall.SIGHUP):
-		signal.Notify(signals, syscall.SIGHUP)
+		signal.Notify(ends, syscall.SIGHUP)
 	}
 	done := make(chan struct{})
 	go func() {
 		select {
-		case s := <-signals:
-			signal.Stop(signals)
+		case s := <-ends:
+			signal.Stop(ends)
 			cancel(fmt.Errorf("%w: %s", errStopped, s))
 		case <-done:
 		}
 	}()
-	return ctx, func() {
-		signal.Stop(signals)
+	return ctx, hangUps, func() {
+		signal.Stop(ends)
+		signal.Stop(hangUps)
 		close(done)
 		cancel(nil)
 	}

@@ -66,9 +66,6 @@ func newHandler(w io.Writer, c config.Log, replace func([]string, slog.Attr) slo
 // Started ends the warnings on the terminal.
 func (l *Log) Started() { l.terminal.Store(nil) }
 
-// IsFile reports whether the log goes to a file.
-func (l *Log) IsFile() bool { return l.file != nil }
-
 // Reopen closes and opens the log's file, for those who rotate logs. It does
 // nothing for other logs. On an error the log goes on into the old file.
 func (l *Log) Reopen() error {
