@@ -196,11 +196,11 @@ func (g *group) refusal(kids []string, o *own) error {
 // refusal says why entry i, which is not to wait, is refused; nil where it is granted,
 // or where all that is in its way is about to be taken back.
 func (l *line) refusal(i int) error {
+	if l.deadlock(i) {
+		return deadlockError(tries)
+	}
 	if l.state[i].Granted {
 		return nil
-	}
-	if l.deadlock(i) {
-		return backends.ErrWouldBlock
 	}
 	if l.state.Yields(i) {
 		return backends.ErrYield
@@ -209,6 +209,14 @@ func (l *line) refusal(i int) error {
 		return backends.ErrWouldBlock
 	}
 	return nil
+}
+
+// deadlockError: who does not wait does not deadlock either.
+func deadlockError(k kind) error {
+	if k == tries {
+		return backends.ErrWouldBlock
+	}
+	return backends.ErrDeadlock
 }
 
 // create creates the request's znode, and its lock's directory where there is none.

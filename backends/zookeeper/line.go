@@ -89,6 +89,9 @@ func (l *line) inTheWay(i int) (in []int, solid bool) {
 
 // deadlock reports whether entry i and one that waits before it wait for each other.
 func (l *line) deadlock(i int) bool {
+	if len(l.state[i].Held) == 0 {
+		return false
+	}
 	before := slices.Clone(l.state[:i])
 	return !before.Ask(l.state[i])
 }

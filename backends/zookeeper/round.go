@@ -147,7 +147,12 @@ func (g *group) decide(v *view, o *own) (acts []func()) {
 	if o.state == held {
 		return g.watchClaim(v, o, i)
 	}
+	first := !o.asked
+	o.asked = true
 	switch {
+	case first && v.deadlock(i):
+		g.leave(o, deadlockError(o.kind))
+		return nil
 	case v.state[i].Granted && v.firm[i]:
 		return g.grant(v, o, i)
 	case v.state[i].Granted:
@@ -157,14 +162,10 @@ func (g *group) decide(v *view, o *own) (acts []func()) {
 			g.leave(o, err)
 			return nil
 		}
-	case !o.asked && v.deadlock(i):
-		g.leave(o, backends.ErrDeadlock)
-		return nil
 	case v.state.Yields(i):
 		g.leave(o, backends.ErrYield)
 		return nil
 	}
-	o.asked = true
 	return g.wait(v, o, i)
 }
 
