@@ -41,7 +41,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serveMain mounts, says so on standard output, and unmounts when standard input ends.
+// serveMain mounts, says so on standard output, and unmounts when standard
+// input ends; or somebody else does that.
 func serveMain(what string) error {
 	var s serving
 	if err := json.Unmarshal([]byte(what), &s); err != nil {
@@ -64,7 +65,18 @@ func serveMain(what string) error {
 		return err
 	}
 	fmt.Println("mounted")
-	io.Copy(io.Discard, os.Stdin)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		io.Copy(io.Discard, os.Stdin)
+	}()
+	unmounted := make(chan error, 1)
+	go func() { unmounted <- server.Wait() }()
+	select {
+	case err := <-unmounted:
+		return err
+	case <-told:
+	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	return server.Close(ctx)
@@ -72,62 +84,92 @@ func serveMain(what string) error {
 
 // cluster is n mounts of one cluster, each a node.
 type cluster struct {
-	nodes []string // mount points
+	nodes   []string // mount points
+	servers []*process
 }
 
 func mount(t *testing.T, n int, policies ...config.NamePolicy) *cluster {
 	t.Helper()
 	c, dir := &cluster{}, t.TempDir()
 	for range n {
-		point, err := os.MkdirTemp("", "lockfs-fs-test-")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := os.Remove(point); err != nil {
-				t.Errorf("the mount point is not free: %v", err)
-			}
-		})
+		point := mountpoint(t)
 		c.nodes = append(c.nodes, point)
-		serve(t, serving{Mountpoint: point, Directory: dir, Policies: policies})
+		c.servers = append(c.servers, serve(t, serving{Mountpoint: point, Directory: dir, Policies: policies}, os.Args[0], nil))
 	}
 	return c
 }
 
-// serve starts a server process and ends it with the test.
-func serve(t *testing.T, s serving) *exec.Cmd {
+// mountpoint makes a directory that must be free again at the end of the test.
+func mountpoint(t *testing.T) string {
+	t.Helper()
+	point, err := os.MkdirTemp("", "lockfs-fs-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(point); err != nil {
+			t.Errorf("the mount point is not free: %v", err)
+		}
+	})
+	return point
+}
+
+// process is a server process.
+type process struct {
+	cmd   *exec.Cmd
+	stdin io.Closer
+	ended chan struct{} // closed when it has ended
+	err   error         // how it ended
+	log   strings.Builder
+}
+
+// serve starts a server process, which ends with the test.
+func serve(t *testing.T, s serving, binary string, attr *syscall.SysProcAttr) *process {
 	t.Helper()
 	what, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), serveEnv+"="+string(what), "GORACE=atexit_sleep_ms=0") // not a second for each mount
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
+	p := &process{cmd: exec.Command(binary), ended: make(chan struct{})}
+	// The race detector sleeps for a second at exit unless told not to.
+	p.cmd.Env = append(os.Environ(), serveEnv+"="+string(what), "GORACE=atexit_sleep_ms=0")
+	p.cmd.Stderr = io.MultiWriter(os.Stderr, &p.log)
+	p.cmd.SysProcAttr = attr
+	in, err := p.cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := cmd.StdoutPipe()
+	p.stdin = in
+	out, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	go func() {
+		defer close(p.ended)
+		p.err = p.cmd.Wait()
+	}()
 	t.Cleanup(func() {
-		in.Close()
-		stop := time.AfterFunc(20*time.Second, func() { cmd.Process.Signal(syscall.SIGABRT) })
-		defer stop.Stop()
-		if err := cmd.Wait(); err != nil {
+		if err := p.stop(); err != nil {
 			t.Errorf("server of %v: %v", s.Mountpoint, err)
 		}
 	})
-	line, err := bufio.NewReader(out).ReadString('\n')
 	if strings.TrimSpace(line) != "mounted" {
 		t.Fatalf("server of %v said %q (%v)", s.Mountpoint, line, err)
 	}
-	return cmd
+	return p
+}
+
+// stop tells the server to unmount, and waits for its end.
+func (p *process) stop() error {
+	p.stdin.Close()
+	kill := time.AfterFunc(20*time.Second, func() { p.cmd.Process.Signal(syscall.SIGABRT) })
+	defer kill.Stop()
+	<-p.ended
+	return p.err
 }
 
 // on returns the path of a name on node i.
