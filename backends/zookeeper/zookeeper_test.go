@@ -90,6 +90,17 @@ func TestWithServer(t *testing.T) {
 	})
 }
 
+// TestFaults has a server of its own, which it stops at times.
+func TestFaults(t *testing.T) {
+	r := newRig(t)
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *rig)
+	}{{"cuts", testCuts}, {"restart", testRestart}, {"unavailable", testUnavailable}, {"auth", testAuth}} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, r) })
+	}
+}
+
 // proxy stands between a node and the server, to cut the node off.
 type proxy struct {
 	t        testing.TB
