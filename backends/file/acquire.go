@@ -156,7 +156,7 @@ func (t *txn) announce(entry queue.Entry) {
 	for _, id := range t.sessions() {
 		t.s.lineTo(id)
 	}
-	last, err := t.s.b.lastToken(t.sh)
+	last, err := t.s.a.lastToken(t.sh)
 	if err != nil {
 		last = 0
 		for _, e := range t.st {

@@ -32,8 +32,8 @@ type txn struct {
 // tidies up. On an error nothing has changed. It may wait for a process that is
 // stopped while it holds the shard; see run.
 func (s *session) transact(name string, fn func(t *txn) error) error {
-	sh := s.b.shardOf(name)
-	unlock, err := s.b.lockShard(sh)
+	sh := s.a.shardOf(name)
+	unlock, err := s.a.lockShard(sh)
 	if err != nil {
 		return fmt.Errorf("change the state of %q: %w", name, err)
 	}
@@ -42,7 +42,7 @@ func (s *session) transact(name string, fn func(t *txn) error) error {
 		return err
 	}
 	t := &txn{s: s, sh: sh, name: name}
-	if t.st, err = s.b.readState(name); err != nil {
+	if t.st, err = s.a.readState(name); err != nil {
 		return err
 	}
 	before := slices.Clone(t.st)
@@ -57,7 +57,7 @@ func (s *session) transact(name string, fn func(t *txn) error) error {
 		return t.err
 	}
 	if t.stale || !sameIDs(before, t.st) {
-		if err := s.b.writeState(sh, name, t.st); err != nil {
+		if err := s.a.writeState(sh, name, t.st); err != nil {
 			return err
 		}
 	}
@@ -81,7 +81,7 @@ func (t *txn) dropDead() bool {
 	for _, e := range t.st {
 		if e.Session != t.s.id && !slices.Contains(seen, e.Session) {
 			seen = append(seen, e.Session)
-			if !alive(t.s.b.sessionPath(e.Session)) {
+			if !alive(t.s.a.sessionPath(e.Session)) {
 				dead = append(dead, e.Session)
 			}
 		}
@@ -95,7 +95,7 @@ func (t *txn) dropDead() bool {
 // settle serves the queue.
 func (t *txn) settle() {
 	granted, yielded := t.st.Settle(func(e *queue.Entry) {
-		token, err := t.s.b.nextToken(t.sh)
+		token, err := t.s.a.nextToken(t.sh)
 		if err != nil {
 			t.err = err
 		}
@@ -162,7 +162,7 @@ func (s *session) run(ctx context.Context, fn func() error) error {
 		return s.overErr()
 	case <-timer.C:
 		return fmt.Errorf("not done after %v (the disk hangs, or a process was stopped while it held a lock in %s): %w",
-			patience, s.b.path, backends.ErrUnavailable)
+			patience, s.a.root, backends.ErrUnavailable)
 	}
 }
 
@@ -245,7 +245,7 @@ func (t *txn) replace(changes []backends.Change) []backends.Claim {
 func (s *session) Holders(ctx context.Context, name string, lock backends.Lock) ([]backends.Holder, error) {
 	var holders []backends.Holder
 	err := s.run(ctx, func() error {
-		unlock, err := s.b.lockShard(s.b.shardOf(name))
+		unlock, err := s.a.lockShard(s.a.shardOf(name))
 		if err != nil {
 			return err
 		}
@@ -254,7 +254,7 @@ func (s *session) Holders(ctx context.Context, name string, lock backends.Lock) 
 			return err
 		}
 		t := &txn{s: s, name: name}
-		if t.st, err = s.b.readState(name); err != nil {
+		if t.st, err = s.a.readState(name); err != nil {
 			return err
 		}
 		t.dropDead() // from what is answered; the next change drops it from the file
@@ -271,7 +271,7 @@ func (t *txn) holders(lock backends.Lock) []backends.Holder {
 	var holders []backends.Holder
 	for _, e := range t.st {
 		if e.Granted && e.Session != t.s.id && e.Conflicts(lock) {
-			holders = append(holders, backends.Holder{Session: e.Session, Node: t.s.b.nodeOf(e.Session),
+			holders = append(holders, backends.Holder{Session: e.Session, Node: t.s.a.nodeOf(e.Session),
 				Claim: backends.Claim{ID: e.ID, Lock: e.Lock, Hint: e.Hint, Token: e.Token, Seq: e.Seq}})
 		}
 	}

@@ -38,11 +38,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
@@ -57,12 +55,8 @@ type Backend struct {
 	path, cluster string
 	log           *slog.Logger
 
-	shards   [shardCount]shard
-	tokens   *os.File
-	tokensFd uintptr
-	locks    string   // directory of the states
-	sessions string   // directory of the session files
-	sockets  *os.File // the same, opened, to reach sockets by a short path
+	mu    sync.Mutex
+	areas []*area // the last one is in use; those before it were removed under their sessions
 }
 
 var _ backends.Backend = (*Backend)(nil)
@@ -100,136 +94,34 @@ func (b *Backend) open() error {
 		return err
 	}
 	root := filepath.Join(b.path, diskName(b.cluster))
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	a, err := openArea(root, b.log)
 	if err != nil {
-		return fmt.Errorf("read this boot's id: %w: %w", backends.ErrUnavailable, err)
-	}
-	run := filepath.Join(root, "boot-"+strings.TrimSpace(string(boot)))
-	b.locks, b.sessions = filepath.Join(run, "locks"), filepath.Join(run, "sessions")
-	for _, dir := range []string{b.locks, b.sessions} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return kind(err)
-		}
-	}
-	if err := forgetBoots(root, filepath.Base(run)); err != nil {
 		return err
 	}
-	for i := range b.shards {
-		b.shards[i].index, b.shards[i].temp = i, filepath.Join(run, fmt.Sprintf("new-%02d", i))
-	}
-	if b.tokens, err = openTokens(filepath.Join(root, "tokens")); err != nil {
-		return kind(err)
-	}
-	b.tokensFd = b.tokens.Fd()
-	if b.sockets, err = os.Open(b.sessions); err != nil {
-		_ = b.tokens.Close() // the error to report is err
-		return kind(err)
-	}
-	if err := errors.Join(b.openStore(filepath.Join(root, "names")), b.sweep()); err != nil {
+	b.areas = append(b.areas, a)
+	if err := errors.Join(b.openStore(filepath.Join(root, "names")), a.sweep()); err != nil {
 		_ = b.Close() // the error to report is err
 		return err
 	}
 	return nil
 }
 
-// prepare makes the directory, and checks that it is ours alone and can lock.
-func prepare(path string) error {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return kind(err)
+// here returns the area that new sessions use. Where it was removed, which its
+// sessions have noticed or are about to, it is made anew.
+func (b *Backend) here() (*area, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.areas) == 0 {
+		return nil, fmt.Errorf("%w: it was closed", backends.ErrUnavailable)
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return kind(err)
+	if a := b.areas[len(b.areas)-1]; a.present() {
+		return a, nil
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	switch {
-	case !info.IsDir():
-		return fmt.Errorf("%w: it is no directory; name another path", backends.ErrForeign)
-	case ok && int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("%w: the directory belongs to user %d and this is user %d; name another path or change its owner",
-			backends.ErrRefused, st.Uid, os.Geteuid())
-	case info.Mode().Perm()&0o002 != 0:
-		return fmt.Errorf("%w: everybody may write to the directory (mode %04o); chmod o-w it", backends.ErrRefused, info.Mode().Perm())
+	if err := b.open(); err != nil {
+		return nil, err
 	}
-	if err := checkFileSystem(path); err != nil {
-		return err
-	}
-	return checkFlock(path)
-}
-
-// remote are file systems that several machines share, by statfs(2)'s magic number.
-var remote = map[int64]string{
-	unix.NFS_SUPER_MAGIC: "NFS", unix.SMB_SUPER_MAGIC: "SMB", unix.SMB2_SUPER_MAGIC: "SMB", unix.CIFS_SUPER_MAGIC: "CIFS",
-	unix.CEPH_SUPER_MAGIC: "Ceph", unix.AFS_SUPER_MAGIC: "AFS", unix.CODA_SUPER_MAGIC: "Coda", unix.NCP_SUPER_MAGIC: "NCP",
-	unix.OCFS2_SUPER_MAGIC: "OCFS2", 0x01161970: "GFS2", 0x0bd00bd0: "Lustre", 0x47504653: "GPFS",
-}
-
-// checkFileSystem refuses what other machines may see: they would not hear our messages.
-func checkFileSystem(path string) error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(path, &st); err != nil {
-		return kind(&os.PathError{Op: "statfs", Path: path, Err: err})
-	}
-	if name, ok := remote[int64(st.Type)&0xffffffff]; ok {
-		return fmt.Errorf("%w: the directory is on %s, and these locks end at this machine; "+
-			"name a path on a local file system, or use a redis or zookeeper back end", backends.ErrForeign, name)
-	}
-	return nil
-}
-
-// checkFlock tries whether one flock excludes another here.
-func checkFlock(path string) error {
-	probe, err := os.CreateTemp(path, "probe-")
-	if err != nil {
-		return kind(err)
-	}
-	defer func() { _ = os.Remove(probe.Name()) }() // a probe that stays is harmless
-	if err := probe.Close(); err != nil {
-		return kind(err)
-	}
-	first, second := flock.New(probe.Name()), flock.New(probe.Name())
-	got, err := first.TryLock()
-	if err == nil && got {
-		defer func() { _ = first.Unlock() }() // closing the descriptor unlocks
-		got, err = second.TryLock()
-		if err == nil && !got {
-			return nil
-		}
-		_ = second.Unlock() // as above
-	}
-	if err == nil {
-		err = errors.New("two descriptors got the same lock")
-	}
-	return fmt.Errorf("%w: flock does not work on the directory's file system (%w); name a path on another one",
-		backends.ErrForeign, err)
-}
-
-// forgetBoots removes what was locked before this machine's boot. If a
-// session of another boot lives, its directory is shared with another machine.
-func forgetBoots(root, current string) error {
-	entries, err := os.ReadDir(root)
-	if err != nil {
-		return kind(err)
-	}
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "boot-") || e.Name() == current {
-			continue
-		}
-		dir := filepath.Join(root, e.Name(), "sessions")
-		old, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return kind(err)
-		}
-		for _, s := range old {
-			if !strings.HasSuffix(s.Name(), socketSuffix) && alive(filepath.Join(dir, s.Name())) {
-				return fmt.Errorf("%w: another machine uses the directory %s; name one that is this machine's own", backends.ErrForeign, root)
-			}
-		}
-		if err := os.RemoveAll(filepath.Join(root, e.Name())); err != nil {
-			return kind(err)
-		}
-	}
-	return nil
+	b.log.Warn("the directory was removed and is made again; its locks are lost", "directory", b.path)
+	return b.areas[len(b.areas)-1], nil
 }
 
 // String names the directory.
@@ -240,7 +132,14 @@ func (b *Backend) Local() bool { return true }
 
 // Close closes the directory.
 func (b *Backend) Close() error {
-	return errors.Join(b.tokens.Close(), b.sockets.Close())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	for _, a := range b.areas {
+		errs = append(errs, a.close())
+	}
+	b.areas = nil
+	return errors.Join(errs...)
 }
 
 // diskName is how a component is stored: as it is where that is short and

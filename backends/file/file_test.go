@@ -90,14 +90,24 @@ func TestConformance(t *testing.T) {
 // entries counts what is in the state file of a name.
 func entries(t *testing.T, b *Backend, name string) int {
 	t.Helper()
-	unlock, err := b.lockShard(b.shardOf(name))
+	unlock, err := areaOf(t, b).lockShard(areaOf(t, b).shardOf(name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unlock()
-	st, err := b.readState(name)
+	st, err := areaOf(t, b).readState(name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return len(st)
+}
+
+// areaOf returns the area that a Backend's new sessions would use.
+func areaOf(t *testing.T, b *Backend) *area {
+	t.Helper()
+	a, err := b.here()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
 }

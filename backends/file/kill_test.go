@@ -113,7 +113,7 @@ func TestKilledWaiters(t *testing.T) {
 	}
 	children[2].says("closed")
 	eventually(t, "no entry is left", func() bool { return entries(t, b, "x") == 0 })
-	if _, err := os.Stat(b.statePath("x")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(areaOf(t, b).statePath("x")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the state of a free name is still there: %v", err)
 	}
 }
@@ -130,7 +130,7 @@ func TestSweep(t *testing.T) {
 	holder.kill()
 	eventually(t, "the dead session's files are gone", func() bool {
 		again := openBackend(t, dir)
-		files, err := os.ReadDir(again.sessions)
+		files, err := os.ReadDir(areaOf(t, again).sessions)
 		if err != nil {
 			t.Fatal(err)
 		}

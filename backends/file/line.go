@@ -105,7 +105,7 @@ func (l *line) take() []message {
 // run keeps the line until the peer is dead or this session over.
 func (l *line) run() {
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: l.s.b.socketPath(l.peer), Net: "unixpacket"})
+		conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: l.s.a.socketPath(l.peer), Net: "unixpacket"})
 		if err == nil {
 			l.talk(conn)
 			wait = time.Millisecond
@@ -116,7 +116,7 @@ func (l *line) run() {
 		// No socket, or it ended: the peer is dead or about to be, for the kernel
 		// closes a process's descriptors one by one. Or its backlog is full, or it is
 		// out of descriptors; then it lives, and the line is made again.
-		if !alive(l.s.b.sessionPath(l.peer)) {
+		if !alive(l.s.a.sessionPath(l.peer)) {
 			break
 		}
 		if !l.s.pause(l.s.life, wait) {
@@ -126,7 +126,7 @@ func (l *line) run() {
 	l.s.mu.Lock()
 	delete(l.s.lines, l.peer)
 	l.s.mu.Unlock()
-	l.s.b.bury(l.peer)
+	l.s.a.bury(l.peer)
 	l.s.reexamine()
 }
 
@@ -234,9 +234,9 @@ func (s *session) listen(conn net.Conn) {
 }
 
 // nodeOf returns what a session's node is called.
-func (b *Backend) nodeOf(id string) string {
+func (a *area) nodeOf(id string) string {
 	var p presence
-	text, err := os.ReadFile(b.sessionPath(id))
+	text, err := os.ReadFile(a.sessionPath(id))
 	if err != nil || json.Unmarshal(text, &p) != nil {
 		return "" // it has just left
 	}

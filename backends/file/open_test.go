@@ -84,7 +84,7 @@ func TestClustersApart(t *testing.T) {
 // it was another machine that did not go down.
 func TestOtherBoots(t *testing.T) {
 	dir := newDir(t)
-	root := filepath.Dir(filepath.Dir(openBackend(t, dir).locks))
+	root := filepath.Dir(filepath.Dir(areaOf(t, openBackend(t, dir)).locks))
 	old := filepath.Join(root, "boot-of-yesterday")
 	if err := errors.Join(os.MkdirAll(filepath.Join(old, "sessions"), 0o700), os.MkdirAll(filepath.Join(old, "locks"), 0o700)); err != nil {
 		t.Fatal(err)
@@ -111,7 +111,8 @@ func TestOtherBoots(t *testing.T) {
 func TestDirectoryRemoved(t *testing.T) {
 	for _, ask := range []bool{false, true} {
 		dir := filepath.Join(t.TempDir(), "locks")
-		s := openSession(t, openBackend(t, dir))
+		b := openBackend(t, dir)
+		s := openSession(t, b)
 		c := acquire(t, s, "x")
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
@@ -132,6 +133,19 @@ func TestDirectoryRemoved(t *testing.T) {
 		}
 		if _, err := s.Acquire(bounded(t), "x", backends.Request{Lock: writeAll, Wait: true}); !errors.Is(err, backends.ErrSessionOver) {
 			t.Errorf("Acquire: %v", err)
+		}
+		// The node goes on with a new session in a directory made anew.
+		again := openSession(t, b)
+		next := acquire(t, again, "x")
+		if next.Token <= c.Token {
+			t.Errorf("token %d after %d", next.Token, c.Token)
+		}
+		if _, err := b.Create(bounded(t), "f", backends.Info{Mode: 0o100644}); err != nil {
+			t.Error(err)
+		}
+		_, err := openSession(t, openBackend(t, dir)).Acquire(bounded(t), "x", backends.Request{Lock: writeAll})
+		if !errors.Is(err, backends.ErrWouldBlock) {
+			t.Errorf("another node in the new directory: %v", err)
 		}
 	}
 }
@@ -154,11 +168,11 @@ func TestDirectoryReplaced(t *testing.T) {
 func TestForeignState(t *testing.T) {
 	b := openBackend(t, newDir(t))
 	s := openSession(t, b)
-	if err := os.WriteFile(b.statePath("x"), []byte("rubbish"), 0o600); err != nil {
+	if err := os.WriteFile(areaOf(t, b).statePath("x"), []byte("rubbish"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err := s.Acquire(bounded(t), "x", backends.Request{Lock: writeAll, Wait: true})
-	if !errors.Is(err, backends.ErrForeign) || !strings.Contains(err.Error(), b.statePath("x")) {
+	if !errors.Is(err, backends.ErrForeign) || !strings.Contains(err.Error(), areaOf(t, b).statePath("x")) {
 		t.Errorf("Acquire: %v", err)
 	}
 }
@@ -166,17 +180,17 @@ func TestForeignState(t *testing.T) {
 // TestTokensGrow although the clock goes back.
 func TestTokensGrow(t *testing.T) {
 	b := openBackend(t, newDir(t))
-	sh := b.shardOf("x")
+	sh := areaOf(t, b).shardOf("x")
 	future := []byte{0, 0, 0, 0, 0, 0, 0, 0x10} // 2^60 µs: the year 38502
-	if _, err := b.tokens.WriteAt(future, int64(8*sh.index)); err != nil {
+	if _, err := areaOf(t, b).tokens.WriteAt(future, int64(8*sh.index)); err != nil {
 		t.Fatal(err)
 	}
 	for want := uint64(1<<60 + 1); want < 1<<60+4; want++ {
-		if got, err := b.nextToken(sh); err != nil || got != want {
+		if got, err := areaOf(t, b).nextToken(sh); err != nil || got != want {
 			t.Fatalf("token %d, %v; want %d", got, err, want)
 		}
 	}
-	if got, err := b.nextToken(b.shardOf("another")); err != nil || got > 1<<60 {
+	if got, err := areaOf(t, b).nextToken(areaOf(t, b).shardOf("another")); err != nil || got > 1<<60 {
 		t.Errorf("another shard's token is %d, %v", got, err)
 	}
 }

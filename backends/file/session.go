@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -23,7 +22,7 @@ import (
 
 // session is a node's presence on this machine. See the package comment.
 type session struct {
-	b     *Backend
+	a     *area
 	id    string
 	log   *slog.Logger
 	ttl   time.Duration
@@ -55,12 +54,12 @@ type presence struct{ Node string }
 const socketSuffix = ".s"
 
 // sessionPath is the file that a session keeps locked.
-func (b *Backend) sessionPath(id string) string { return filepath.Join(b.sessions, id) }
+func (a *area) sessionPath(id string) string { return filepath.Join(a.sessions, id) }
 
 // socketPath reaches a session's socket through the descriptor of its
 // directory, for a socket's address has only 108 bytes.
-func (b *Backend) socketPath(id string) string {
-	return "/proc/self/fd/" + strconv.Itoa(int(b.sockets.Fd())) + "/" + id + socketSuffix
+func (a *area) socketPath(id string) string {
+	return a.prefix + id + socketSuffix
 }
 
 // alive reports whether the session of this file lives: whether its process
@@ -83,13 +82,17 @@ func (b *Backend) Open(ctx context.Context, options backends.SessionOptions) (ba
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	s := &session{b: b, log: log, ttl: options.TTL, inbox: newInbox(), idle: make(chan struct{}),
+	a, err := b.here()
+	if err != nil {
+		return nil, fmt.Errorf("open a session in %v: %w", b, err)
+	}
+	s := &session{a: a, log: log, ttl: options.TTL, inbox: newInbox(), idle: make(chan struct{}),
 		names: map[string]int{}, waiters: map[string]*waiter{}, lines: map[string]*line{}, conns: map[net.Conn]struct{}{}}
 	s.life, s.finish = context.WithCancel(context.Background())
 	if err := s.register(options.Node); err != nil {
 		return nil, fmt.Errorf("open a session in %v: %w", b, err)
 	}
-	sock, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: b.socketPath(s.id), Net: "unixpacket"})
+	sock, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: a.socketPath(s.id), Net: "unixpacket"})
 	if err != nil {
 		s.unregister()
 		return nil, fmt.Errorf("open a session in %v: %w", b, kind(err))
@@ -110,7 +113,7 @@ func (s *session) register(node string) error {
 	}
 	for {
 		s.id = rand.Text()
-		path := s.b.sessionPath(s.id)
+		path := s.a.sessionPath(s.id)
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			_ = os.Remove(path) // perhaps half written
 			return kind(err)
@@ -133,13 +136,13 @@ func (s *session) register(node string) error {
 
 // unregister removes the session's file, then lets go of it.
 func (s *session) unregister() {
-	_ = os.Remove(s.b.sessionPath(s.id)) // if it stays, it is swept by the next session
+	_ = os.Remove(s.a.sessionPath(s.id)) // if it stays, it is swept by the next session
 	_ = s.file.Close()
 }
 
 // present reports whether the session's file is where peers look for it.
 func (s *session) present() bool {
-	now, err := os.Lstat(s.b.sessionPath(s.id))
+	now, err := os.Lstat(s.a.sessionPath(s.id))
 	if err != nil {
 		return !errors.Is(err, os.ErrNotExist)
 	}
@@ -169,7 +172,7 @@ func (s *session) check() error {
 	if s.present() {
 		return nil
 	}
-	err := fmt.Errorf("session file %s was removed or replaced: %w", s.b.sessionPath(s.id), backends.ErrSessionOver)
+	err := fmt.Errorf("session file %s was removed or replaced: %w", s.a.sessionPath(s.id), backends.ErrSessionOver)
 	s.end(err)
 	return err
 }
@@ -243,7 +246,7 @@ func (s *session) Close(ctx context.Context) error {
 		err = fmt.Errorf("close the session: %w", context.Cause(ctx))
 	}
 	if err == nil {
-		_ = os.Remove(s.b.sessionPath(s.id)) // if it stays, it is swept by the next session
+		_ = os.Remove(s.a.sessionPath(s.id)) // if it stays, it is swept by the next session
 	}
 	s.end(nil)
 	return errors.Join(err, s.stopped(ctx))
@@ -321,8 +324,8 @@ func (s *session) endOp() {
 }
 
 // sweep removes what sessions that died left behind where nobody waits for it.
-func (b *Backend) sweep() error {
-	entries, err := os.ReadDir(b.sessions)
+func (a *area) sweep() error {
+	entries, err := os.ReadDir(a.sessions)
 	if err != nil {
 		return kind(err)
 	}
@@ -330,24 +333,24 @@ func (b *Backend) sweep() error {
 	for _, e := range entries {
 		if id := e.Name(); !strings.HasSuffix(id, socketSuffix) {
 			files[id] = true
-			if !alive(b.sessionPath(id)) {
+			if !alive(a.sessionPath(id)) {
 				dead = append(dead, id)
 			}
 		}
 	}
 	for _, e := range entries {
-		if id, ok := strings.CutSuffix(e.Name(), socketSuffix); ok && !files[id] && !alive(b.sessionPath(id)) {
+		if id, ok := strings.CutSuffix(e.Name(), socketSuffix); ok && !files[id] && !alive(a.sessionPath(id)) {
 			dead = append(dead, id)
 		}
 	}
 	if len(dead) == 0 {
 		return nil
 	}
-	if err := b.sweepStates(); err != nil {
+	if err := a.sweepStates(); err != nil {
 		return err
 	}
 	for _, id := range dead { // last, so that a sweep that was cut short is done again
-		b.bury(id)
+		a.bury(id)
 	}
 	return nil
 }
@@ -355,8 +358,8 @@ func (b *Backend) sweep() error {
 // bury removes the files of a dead session. It holds the file's lock
 // meanwhile: a session that is just being born waits for that, and then finds
 // its file gone and makes another.
-func (b *Backend) bury(id string) {
-	path := b.sessionPath(id)
+func (a *area) bury(id string) {
+	path := a.sessionPath(id)
 	f := flock.New(path, flock.SetFlag(os.O_RDONLY))
 	got, err := f.TryRLock()
 	if !got && !errors.Is(err, os.ErrNotExist) {

@@ -34,40 +34,39 @@ type shard struct {
 // lockShard locks a shard and returns what lets go of it. It can't be
 // cancelled, for a shard is held for microseconds; who promises to come back
 // whatever happens (a holder may be stopped) calls it in a goroutine, by run.
-func (b *Backend) lockShard(sh *shard) (unlock func(), err error) {
+func (a *area) lockShard(sh *shard) (unlock func(), err error) {
 	sh.mu.Lock()
-	if err := b.setShardLock(sh, unix.F_OFD_SETLKW, unix.F_WRLCK); err != nil {
+	if err := a.setShardLock(sh, unix.F_OFD_SETLKW, unix.F_WRLCK); err != nil {
 		sh.mu.Unlock()
-		return nil, fmt.Errorf("lock %s: %w", b.tokens.Name(), kind(err))
+		return nil, fmt.Errorf("lock %s: %w", a.tokens.Name(), kind(err))
 	}
 	return func() {
-		if err := b.setShardLock(sh, unix.F_OFD_SETLK, unix.F_UNLCK); err != nil {
-			b.log.Error("can't unlock; unmount, as others may wait for this process", "file", b.tokens.Name(), "error", err)
+		if err := a.setShardLock(sh, unix.F_OFD_SETLK, unix.F_UNLCK); err != nil {
+			a.log.Error("can't unlock; unmount, as others may wait for this process", "file", a.tokens.Name(), "error", err)
 		}
 		sh.mu.Unlock()
 	}, nil
 }
 
-func (b *Backend) setShardLock(sh *shard, command int, kind int16) error {
+func (a *area) setShardLock(sh *shard, command int, kind int16) error {
 	l := unix.Flock_t{Type: kind, Start: int64(8 * sh.index), Len: 8}
-	return retry(func() error { return unix.FcntlFlock(b.tokensFd, command, &l) })
+	var err error
+	return errors.Join(a.locker.Control(func(fd uintptr) {
+		err = retry(func() error { return unix.FcntlFlock(fd, command, &l) })
+	}), err)
 }
 
 // shardOf returns the shard of a name. It never changes, so that a name's tokens grow.
-func (b *Backend) shardOf(name string) *shard {
+func (a *area) shardOf(name string) *shard {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(name)) // never fails
-	return &b.shards[h.Sum32()%shardCount]
-}
-
-func openTokens(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	return &a.shards[h.Sum32()%shardCount]
 }
 
 // lastToken returns the last token of a shard, which is locked.
-func (b *Backend) lastToken(sh *shard) (uint64, error) {
+func (a *area) lastToken(sh *shard) (uint64, error) {
 	var buf [8]byte
-	n, err := b.tokens.ReadAt(buf[:], int64(8*sh.index))
+	n, err := a.tokens.ReadAt(buf[:], int64(8*sh.index))
 	if n < len(buf) {
 		if err != nil && !errors.Is(err, io.EOF) {
 			return 0, fmt.Errorf("read the last token: %w", kind(err))
@@ -80,25 +79,25 @@ func (b *Backend) lastToken(sh *shard) (uint64, error) {
 // nextToken returns a token greater than all before, of a shard that is
 // locked. It is written before anybody sees it; the clock keeps it growing even
 // if the file is lost.
-func (b *Backend) nextToken(sh *shard) (uint64, error) {
-	last, err := b.lastToken(sh)
+func (a *area) nextToken(sh *shard) (uint64, error) {
+	last, err := a.lastToken(sh)
 	if err != nil {
 		return 0, err
 	}
 	next := max(last+1, uint64(time.Now().UnixMicro()))
 	var buf [8]byte
 	binary.LittleEndian.PutUint64(buf[:], next)
-	if _, err := b.tokens.WriteAt(buf[:], int64(8*sh.index)); err != nil {
+	if _, err := a.tokens.WriteAt(buf[:], int64(8*sh.index)); err != nil {
 		return 0, fmt.Errorf("write the next token: %w", kind(err))
 	}
 	return next, nil
 }
 
-func (b *Backend) statePath(name string) string { return filepath.Join(b.locks, hashed(name)) }
+func (a *area) statePath(name string) string { return filepath.Join(a.locks, hashed(name)) }
 
 // readState returns the state of a name whose shard is locked.
-func (b *Backend) readState(name string) (queue.State, error) {
-	path := b.statePath(name)
+func (a *area) readState(name string) (queue.State, error) {
+	path := a.statePath(name)
 	data, err := readSmall(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -119,8 +118,8 @@ func (b *Backend) readState(name string) (queue.State, error) {
 
 // writeState replaces the state of a name, whose shard is locked, in one
 // step: a process that is killed meanwhile leaves the old state or the new one.
-func (b *Backend) writeState(sh *shard, name string, st queue.State) error {
-	path := b.statePath(name)
+func (a *area) writeState(sh *shard, name string, st queue.State) error {
+	path := a.statePath(name)
 	if len(st) == 0 {
 		if err := os.Remove(path); err != nil { // that it is not there means that somebody removed it
 			return fmt.Errorf("remove the state of %q: %w", name, kind(err))
@@ -169,13 +168,13 @@ func overwrite(path string, data []byte) bool {
 
 // sweepStates takes out of all states what sessions that died left there. Nobody waits for
 // those, or else they would have been taken out by who waits.
-func (b *Backend) sweepStates() error {
-	files, err := os.ReadDir(b.locks)
+func (a *area) sweepStates() error {
+	files, err := os.ReadDir(a.locks)
 	if err != nil {
 		return kind(err)
 	}
 	for _, file := range files {
-		data, err := os.ReadFile(filepath.Join(b.locks, file.Name()))
+		data, err := os.ReadFile(filepath.Join(a.locks, file.Name()))
 		if err != nil {
 			continue // let go of meanwhile
 		}
@@ -183,7 +182,7 @@ func (b *Backend) sweepStates() error {
 		if err != nil || hashed(name) != file.Name() {
 			continue // perhaps half overwritten just now; who uses the name looks with its shard locked
 		}
-		if err := b.sweepState(name); err != nil {
+		if err := a.sweepState(name); err != nil {
 			return err
 		}
 	}
@@ -191,21 +190,21 @@ func (b *Backend) sweepStates() error {
 }
 
 // sweepState writes no grants, for it could tell nobody: a state in which somebody waits is left to them.
-func (b *Backend) sweepState(name string) error {
-	sh := b.shardOf(name)
-	unlock, err := b.lockShard(sh)
+func (a *area) sweepState(name string) error {
+	sh := a.shardOf(name)
+	unlock, err := a.lockShard(sh)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	st, err := b.readState(name)
+	st, err := a.readState(name)
 	if err != nil {
 		return err
 	}
-	waits := func(e queue.Entry) bool { return !e.Granted && alive(b.sessionPath(e.Session)) }
-	dead := func(e queue.Entry) bool { return !alive(b.sessionPath(e.Session)) }
+	waits := func(e queue.Entry) bool { return !e.Granted && alive(a.sessionPath(e.Session)) }
+	dead := func(e queue.Entry) bool { return !alive(a.sessionPath(e.Session)) }
 	if slices.ContainsFunc(st, waits) || !slices.ContainsFunc(st, dead) {
 		return nil
 	}
-	return b.writeState(sh, name, slices.DeleteFunc(st, dead))
+	return a.writeState(sh, name, slices.DeleteFunc(st, dead))
 }

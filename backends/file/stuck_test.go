@@ -16,7 +16,7 @@ func TestStuckPeer(t *testing.T) {
 	b, other := openBackend(t, dir), openBackend(t, dir)
 	s := openSession(t, b)
 	c := acquire(t, s, "x")
-	unlock, err := other.lockShard(other.shardOf("x"))
+	unlock, err := areaOf(t, other).lockShard(areaOf(t, other).shardOf("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
