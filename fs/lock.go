@@ -70,7 +70,9 @@ func (f *FileSystem) explicit(ctx context.Context, h *handle, r locks.Request, i
 	if f.skips(h, &in.InHeader) {
 		return nil
 	}
-	f.debug("lock call", h, "mode", r.Lock.Mode, "first", r.Lock.First, "last", r.Lock.Last, "wait", r.Wait, "caller", r.PID)
+	if f.debugs() {
+		f.debug("lock call", h, "mode", r.Lock.Mode, "first", r.Lock.First, "last", r.Lock.Last, "wait", r.Wait, "caller", r.PID)
+	}
 	if r.Lock.Mode == backends.None {
 		if err := f.table.Unlock(ctx, r); err != nil {
 			return fmt.Errorf("unlock %q: %w", h.name, err)

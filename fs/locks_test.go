@@ -552,3 +552,17 @@ except OSError as e:
 		t.Errorf("%q (%v)", out, err)
 	}
 }
+
+// close(2) returns before the lock is released; the next open waits for that and is no deadlock.
+func TestOpenAgainAndAgain(t *testing.T) {
+	c := mount(t, 1)
+	script := `import os, sys
+for i in range(200):
+    os.close(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+    os.close(os.open(sys.argv[1], os.O_RDWR | os.O_NONBLOCK))
+    if i % 10 == 0:
+        os.remove(sys.argv[1])`
+	if out, err := exec.Command("timeout", "60", "python3", "-c", script, c.on(0, "x")).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}

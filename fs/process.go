@@ -72,9 +72,11 @@ func command(pid uint32) string {
 	return string(bytes.TrimSpace(name))
 }
 
+func (f *FileSystem) debugs() bool { return f.log.Enabled(context.Background(), slog.LevelDebug) }
+
 // debug logs what happens to a lock, with the process that opened the handle.
 func (f *FileSystem) debug(what string, h *handle, args ...any) {
-	if !f.log.Enabled(context.Background(), slog.LevelDebug) {
+	if !f.debugs() {
 		return
 	}
 	args = append([]any{"name", h.name, "handle", h.id, "pid", h.pid, "command", command(h.pid)}, args...)
@@ -121,8 +123,8 @@ func access(flags uint32) uint32 {
 	return mask
 }
 
-// alone reports whether the process has one thread and no other process of
-// this machine has the lock file open. It reads /proc/PID/fdinfo, which asks no
+// alone reports whether the process has one thread and the lock file open,
+// and no other process of this machine has it open. It reads /proc/PID/fdinfo, which asks no
 // file system (a stat of the descriptors could hang on a dead one); inode numbers are
 // random 62-bit numbers, so they tell the file from all others. Of a process that it may not look
 // into it assumes the worst, unless that is older and so can't have inherited a descriptor.
@@ -131,6 +133,10 @@ func (f *FileSystem) alone(pid uint32, name string) bool {
 		return false
 	}
 	inos := f.handles.inodes(name)
+	// What it has closed already is about to be released: worth waiting for.
+	if own, err := hasOpen(strconv.FormatUint(uint64(pid), 10), inos); !own || err != nil {
+		return false
+	}
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
 		return false
