@@ -9,11 +9,12 @@
 //	                             locked while a state changes; the name's hash says which shard
 //	PATH/CLUSTER/boot-ID/locks/  one file a name in use: its queue.State
 //	PATH/CLUSTER/boot-ID/sessions/  a file that the session keeps flock'ed, and its socket
-//	PATH/CLUSTER/names/          the Store: entries by directory, inodes by number
+//	PATH/CLUSTER/names/          the Store: entries by directory, inodes by number, a journal
 //
 // The kernel is the lease. A session's process keeps its session file
 // flock'ed, and the kernel lets go of that when the process ends, however it
-// ends; so a session can't be dead and hold, nor live and be taken for dead. Peers ask
+// ends; so a session can't be dead and hold, nor live and be taken for dead (a process
+// that is stopped keeps its locks; SessionOptions.TTL plays no part). Peers ask
 // by trying that lock. What was locked when the machine went down is void: it
 // lies below the id of another boot.
 //

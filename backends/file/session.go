@@ -75,27 +75,50 @@ func alive(path string) bool {
 
 // Open starts a session. See backends.Backend.
 func (b *Backend) Open(ctx context.Context, options backends.SessionOptions) (backends.Session, error) {
-	if err := ctx.Err(); err != nil {
+	type opened struct {
+		s   *session
+		err error
+	}
+	done := make(chan opened, 1)
+	go func() { // the disk may hang
+		s, err := b.openSession(options)
+		done <- opened{s, err}
+	}()
+	select {
+	case o := <-done:
+		if o.err != nil {
+			return nil, fmt.Errorf("open a session in %v: %w", b, o.err)
+		}
+		return o.s, nil
+	case <-ctx.Done():
+		go func() {
+			if o := <-done; o.err == nil {
+				_ = o.s.Close(context.Background()) // nobody has used it
+			}
+		}()
 		return nil, fmt.Errorf("open a session in %v: %w", b, context.Cause(ctx))
+	}
+}
+
+func (b *Backend) openSession(options backends.SessionOptions) (*session, error) {
+	a, err := b.here()
+	if err != nil {
+		return nil, err
 	}
 	log := options.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	a, err := b.here()
-	if err != nil {
-		return nil, fmt.Errorf("open a session in %v: %w", b, err)
-	}
 	s := &session{a: a, log: log, ttl: options.TTL, inbox: newInbox(), idle: make(chan struct{}),
 		names: map[string]int{}, waiters: map[string]*waiter{}, lines: map[string]*line{}, conns: map[net.Conn]struct{}{}}
 	s.life, s.finish = context.WithCancel(context.Background())
 	if err := s.register(options.Node); err != nil {
-		return nil, fmt.Errorf("open a session in %v: %w", b, err)
+		return nil, err
 	}
 	sock, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: a.socketPath(s.id), Net: "unixpacket"})
 	if err != nil {
 		s.unregister()
-		return nil, fmt.Errorf("open a session in %v: %w", b, kind(err))
+		return nil, kind(err)
 	}
 	s.sock = sock
 	s.owned.Go(s.accept)
@@ -162,7 +185,7 @@ func (s *session) watch() {
 			tick.Stop()
 			return
 		case <-tick.C:
-			s.check()
+			_ = s.check() // it ends the session itself
 		}
 	}
 }
