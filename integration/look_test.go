@@ -1,10 +1,12 @@
 package integration
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -61,7 +63,7 @@ func newFileEnv(t testing.TB) *env {
 	return e
 }
 
-// fileLook is the file back end's directory: a file of JSON a name in use.
+// fileLook is the file back end's directory: a file a name in use.
 type fileLook string
 
 func (dir fileLook) entries(t testing.TB) map[string]int {
@@ -75,14 +77,37 @@ func (dir fileLook) entries(t testing.TB) map[string]int {
 			continue // let go of meanwhile
 		}
 		must(t, err)
-		var state struct {
-			Name    []byte
-			Entries []json.RawMessage
+		name, n, err := parseState(data)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
 		}
-		must(t, json.Unmarshal(data, &state))
-		counts[string(state.Name)] = len(state.Entries)
+		counts[name] = n
 	}
 	return counts
+}
+
+// parseState reads the name and the number of entries from a state's file: a magic line, a
+// checksum of 4 bytes, the length, the name with its length before it, the number; numbers are varints.
+func parseState(data []byte) (name string, entries int, err error) {
+	magic, body, ok := bytes.Cut(data, []byte{'\n'})
+	if !ok || string(magic) != "lockfs state 1" || len(body) < 4 {
+		return "", 0, fmt.Errorf("the layout has changed: it begins %q", data[:min(32, len(data))])
+	}
+	r := bytes.NewReader(body[4:])
+	var numbers [3]uint64 // the length, the name's length, the number of entries
+	for i := range numbers {
+		if numbers[i], err = binary.ReadUvarint(r); err != nil {
+			return "", 0, err
+		}
+		if i == 1 {
+			text := make([]byte, numbers[1])
+			if _, err := io.ReadFull(r, text); err != nil {
+				return "", 0, err
+			}
+			name = string(text)
+		}
+	}
+	return name, int(numbers[2]), nil
 }
 
 func newRedisEnv(t testing.TB, server *testserver.RedisServer) *env {
