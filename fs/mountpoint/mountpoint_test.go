@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -178,12 +179,33 @@ func TestPrepareClearsDeadMounts(t *testing.T) {
 	mount(t, point) // and it can be used again
 }
 
+// freeze stops a process and waits until each of its threads has stopped:
+// one that is still running could answer.
+func freeze(t *testing.T, command *exec.Cmd) {
+	t.Helper()
+	if err := command.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	running := func(stat string) bool {
+		data, err := os.ReadFile(stat)
+		return err == nil && !strings.Contains(string(data), ") T ")
+	}
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", command.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(threads, running) {
+			return
+		}
+	}
+	t.Fatal("the server does not stop")
+}
+
 func TestFrozenMount(t *testing.T) {
 	point := t.TempDir()
 	server := mount(t, point)
-	if err := server.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, server)
 	start := time.Now()
 	_, err := Prepare(point)
 	expect(t, err, ErrFrozen, "lockfs umount -l "+point)
