@@ -23,7 +23,7 @@ const childVariable = "LOCKFS_FILE_TEST_CHILD"
 
 // task is what a child does: it acquires, says so, and waits to be killed or for its input's end.
 type task struct {
-	Do        string // "hold", "churn" or "full", see child
+	Do        string // which method to run, see child
 	Dir, Name string
 	Lock      backends.Lock
 	Held      []backends.Lock
@@ -37,6 +37,8 @@ func child(text string) {
 		switch k.Do {
 		case "churn":
 			err = k.churn()
+		case "count":
+			err = k.count()
 		case "full":
 			err = k.fullDisk()
 		default:
@@ -74,6 +76,38 @@ func (k task) hold() error {
 		return err
 	}
 	fmt.Println("closed")
+	return nil
+}
+
+const counts = 150
+
+// count adds to a number in a file that only the lock's holder may touch.
+func (k task) count() error {
+	_, s, err := k.open()
+	if err != nil {
+		return err
+	}
+	path := k.Dir + "/counter"
+	for range counts {
+		c, err := s.Acquire(context.Background(), k.Name, backends.Request{Lock: writeAll, Wait: true})
+		if err != nil {
+			return err
+		}
+		n := 0
+		if text, err := os.ReadFile(path); err == nil {
+			_, _ = fmt.Sscan(string(text), &n) // the sum at the end tells
+		}
+		if err := os.WriteFile(path, fmt.Append(nil, n+1), 0o600); err != nil {
+			return err
+		}
+		if _, err := s.Change(context.Background(), k.Name, []backends.Change{{ID: c.ID}}); err != nil {
+			return err
+		}
+	}
+	if err := s.Close(context.Background()); err != nil {
+		return err
+	}
+	fmt.Println("counted")
 	return nil
 }
 

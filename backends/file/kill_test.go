@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lockfs/backends"
+	"lockfs/backends/queue"
 )
 
 // newDir returns a directory that Open accepts.
@@ -172,7 +173,7 @@ func TestKilledAnywhere(t *testing.T) {
 	dir := newDir(t)
 	b := openBackend(t, dir)
 	s := openSession(t, b)
-	for range 15 {
+	for range 10 {
 		p, q := startChild(t, task{Do: "churn", Dir: dir, Name: "x"}), startChild(t, task{Do: "churn", Dir: dir, Name: "x"})
 		p.says("churning")
 		q.says("churning")
@@ -185,6 +186,68 @@ func TestKilledAnywhere(t *testing.T) {
 			t.Fatalf("%d entries are left", n)
 		}
 		checkLinks(t, b)
+	}
+}
+
+// TestExclusionOfProcesses: several processes count under the lock while others on it are killed.
+func TestExclusionOfProcesses(t *testing.T) {
+	dir := newDir(t)
+	b := openBackend(t, dir)
+	var counters []*process
+	for range 4 {
+		counters = append(counters, startChild(t, task{Do: "count", Dir: dir, Name: "x"}))
+	}
+	for range 5 {
+		p := startChild(t, task{Do: "churn", Dir: dir, Name: "x"})
+		p.says("churning")
+		time.Sleep(time.Duration(rand.IntN(10_000)) * time.Microsecond)
+		p.kill()
+	}
+	for _, p := range counters {
+		p.says("counted")
+	}
+	text, err := os.ReadFile(dir + "/counter")
+	if err != nil || string(text) != fmt.Sprint(4*counts) {
+		t.Errorf("4 processes counted %d times each and came to %s, %v", counts, text, err)
+	}
+	acquire(t, openSession(t, b), "x")
+}
+
+// TestGrantorDies: whoever lets another in is killed after it wrote that and before it said so.
+func TestGrantorDies(t *testing.T) {
+	dir := newDir(t)
+	holder, waiter := openSession(t, openBackend(t, dir)), openSession(t, openBackend(t, dir))
+	c := acquire(t, holder, "x")
+	got, queued := make(chan error, 1), make(chan struct{})
+	go func() {
+		_, err := waiter.Acquire(bounded(t), "x", backends.Request{Lock: writeAll, Wait: true, Queued: func() { close(queued) }})
+		got <- err
+	}()
+	<-queued
+	unlock, err := holder.a.lockShard(holder.a.shardOf("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := holder.a.readState("x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	st.Drop(c.ID)
+	if granted, _ := st.Settle(func(e *queue.Entry) { e.Token, e.Seq = c.Token+1, c.Token+1 }); len(granted) != 1 {
+		t.Fatalf("granted %v", granted)
+	}
+	if err := holder.a.writeState(holder.a.shardOf("x"), "x", st); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	select {
+	case err := <-got:
+		t.Fatalf("the waiter knows of its grant though nobody said so: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	(&mortal{sessions: []*session{holder}}).kill()
+	if err := <-got; err != nil {
+		t.Error(err)
 	}
 }
 
