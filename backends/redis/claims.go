@@ -111,6 +111,9 @@ func (s *session) leave(w *waiter, cause error) outcome {
 
 // askQuickly makes the first attempt, and reports whether it was answered.
 func (s *session) askQuickly(w *waiter) bool {
+	if !s.b.mayBeQuick() {
+		return false
+	}
 	attempt, confirmed := s.nextAttempt(w)
 	a, ok, err := s.b.quick(s.ctx, acquireScript, s.attempt(w, attempt)...)
 	switch {

@@ -98,7 +98,7 @@ func TestIdleWaiters(t *testing.T) {
 		t.Errorf("more than heartbeats (%d): %v", beats, calls)
 	}
 	for command, n := range calls {
-		if !slices.Contains([]string{"evalsha", "time", "hget", "hset", "zadd", "publish", "zrange", "info", "config|resetstat"}, command) {
+		if !slices.Contains([]string{"evalsha", "time", "hget", "del", "hset", "zadd", "publish", "zrange", "info", "config|resetstat"}, command) {
 			t.Errorf("%d calls of %s while nobody did anything", n, command)
 		}
 	}

@@ -247,3 +247,46 @@ func TestGone(t *testing.T) {
 		t.Errorf("the session was over after %v of a lease of 2 s, valid %v", took, s.Valid())
 	}
 }
+
+// TestMemoryFull: a server without memory grants no more locks, but leases go
+// on, and what is let go goes to the next in line.
+func TestMemoryFull(t *testing.T) {
+	server := testserver.Redis(t)
+	raw := rawClient(t, server)
+	holder, next := open(t, server.Addr(), 2*time.Second), open(t, server.Addr(), 2*time.Second)
+	held := acquire(t, holder, "x", writing)
+	got := make(chan backends.Claim, 1)
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		if c, err := next.Acquire(t.Context(), "x", writing); err == nil {
+			got <- c
+		}
+	})
+	eventually(t, 5*time.Second, "one waits", func() bool { return entries(t, raw, "test", "x") == 2 })
+	ctx, cancel := context.WithCancel(t.Context())
+	wait.Go(func() { _, _ = next.Acquire(ctx, "x", writing) })
+	eventually(t, 5*time.Second, "they wait", func() bool { return entries(t, raw, "test", "x") == 3 })
+	if err := raw.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
+		t.Fatal(err)
+	}
+	beats := holder.beat.Load()
+	eventually(t, 5*time.Second, "the lease is renewed for longer than it lasts", func() bool { return holder.beat.Load() > beats+6 })
+	if _, err := holder.Acquire(t.Context(), "y", writing); !errors.Is(err, backends.ErrNoSpace) {
+		t.Errorf("a new lock: %v, want ErrNoSpace", err)
+	}
+	cancel() // the second of the two is taken back
+	eventually(t, 5*time.Second, "one waits", func() bool {
+		n, err := raw.ZCard(t.Context(), prefix("test")+"q:x").Result()
+		return err == nil && n == 1
+	})
+	drop(t, holder, "x", held)
+	drop(t, next, "x", <-got)
+	wait.Wait()
+	eventually(t, 5*time.Second, "nothing is left", func() bool {
+		n, err := raw.Exists(t.Context(), prefix("test")+"g:x", prefix("test")+"q:x", prefix("test")+"w:x", prefix("test")+"m:x").Result()
+		return err == nil && n == 0
+	})
+	if !holder.Valid() || !next.Valid() {
+		t.Error("a session is over for want of memory")
+	}
+}

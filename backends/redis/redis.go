@@ -57,6 +57,10 @@ import (
 // defaultTimeout stands in for a configuration without one.
 const defaultTimeout = time.Second
 
+// poolSize is the number of connections for requests: more than the server,
+// which does one thing at a time, can keep busy.
+const poolSize = 32
+
 // Backend is a connection to one Redis server for one cluster.
 type Backend struct {
 	client *goredis.Client
@@ -70,6 +74,7 @@ type Backend struct {
 	crew    *crew // runs the Store's requests
 	// slowUntil is when requests are tried in their callers' goroutines again (quick).
 	slowUntil atomic.Int64
+	quickOnes atomic.Int32 // how many are being tried so
 }
 
 var _ backends.Backend = (*Backend)(nil)
@@ -141,7 +146,7 @@ func clientOptions(conf config.Redis) (*goredis.Options, error) {
 		MaxRetries: -1, DialerRetries: 1,
 		DialTimeout: timeout, ReadTimeout: timeout, WriteTimeout: timeout, PoolTimeout: timeout,
 		ContextTimeoutEnabled: true,
-		PoolSize:              64, MaxIdleConns: 8, PipelinePoolSize: -1,
+		PoolSize:              poolSize, PipelinePoolSize: -1,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
 	if conf.TLS != nil {

@@ -59,7 +59,12 @@ func entries(t testing.TB, raw *goredis.Client, cluster, name string) int {
 
 func connect(t testing.TB, addr, cluster string) *Backend {
 	t.Helper()
-	b, err := Open(t.Context(), config.Redis{Network: "tcp", Address: addr, Timeout: time.Second}, cluster, nil)
+	return connectWithin(t, addr, cluster, time.Second)
+}
+
+func connectWithin(t testing.TB, addr, cluster string, timeout time.Duration) *Backend {
+	t.Helper()
+	b, err := Open(t.Context(), config.Redis{Network: "tcp", Address: addr, Timeout: timeout}, cluster, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,15 +194,22 @@ func (n *line) swallow(t testing.TB, raw *goredis.Client) {
 	}
 }
 
+// reset ends all connections, whatever is on its way through them.
+func (n *line) reset() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for c := range n.conns {
+		_ = c.Close()
+	}
+}
+
 // cut ends all connections; there will be no new ones.
 func (n *line) cut() {
 	_ = n.listener.Close()
 	n.mu.Lock()
 	n.dead = true
-	for c := range n.conns {
-		_ = c.Close()
-	}
 	n.mu.Unlock()
+	n.reset()
 }
 
 // eventually waits for a condition.

@@ -116,15 +116,26 @@ const (
 	slowTime  = 10 * time.Second
 )
 
+// mayBeQuick reports whether quick may be called: the server is fast these
+// days, and there is a connection that need not be waited for. quick is to follow.
+func (b *Backend) mayBeQuick() bool {
+	if lease.Now() < time.Duration(b.slowUntil.Load()) {
+		return false
+	}
+	if b.quickOnes.Add(1) > poolSize {
+		b.quickOnes.Add(-1)
+		return false
+	}
+	return true
+}
+
 // quick makes one attempt in the caller's goroutine: passing a request to
 // another one and its answer back would cost as much as the whole round trip.
 // It reports false when there is no answer in a short time; the request may be
 // carried out all the same, and is to be repeated on the crew.
 func (b *Backend) quick(ctx context.Context, s *goredis.Script, args ...any) (answer, bool, error) {
+	defer b.quickOnes.Add(-1)
 	start := lease.Now()
-	if start < time.Duration(b.slowUntil.Load()) {
-		return answer{}, false, nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, min(quickTime, b.timeout))
 	defer cancel()
 	a, err := b.eval(ctx, b.client, s, args...)

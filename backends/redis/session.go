@@ -297,7 +297,12 @@ func (s *session) try(ctx context.Context, script *goredis.Script, args ...any) 
 // call runs a script for a caller who may go: then it goes on by itself,
 // until it is answered or life ends.
 func (s *session) call(ctx, life context.Context, script *goredis.Script, args ...any) (answer, error) {
-	a, ok, err := s.b.quick(life, script, append([]any{s.id}, args...)...)
+	var a answer
+	var err error
+	ok := s.b.mayBeQuick()
+	if ok {
+		a, ok, err = s.b.quick(life, script, append([]any{s.id}, args...)...)
+	}
 	if !ok {
 		return detach(ctx, s.crew, s.done, func() (answer, error) { return s.try(life, script, args...) })
 	}

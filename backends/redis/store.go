@@ -35,7 +35,12 @@ func (b *Backend) run(ctx context.Context, what string, subject any, script *gor
 		return answer{}, fmt.Errorf("%s %s at %s: %w", what, quoted(subject), b.where, context.Cause(ctx))
 	}
 	life := context.WithoutCancel(ctx) // it ends the waiting, not the request
-	a, ok, err := b.quick(life, script, args...)
+	var a answer
+	var err error
+	ok := b.mayBeQuick()
+	if ok {
+		a, ok, err = b.quick(life, script, args...)
+	}
 	if !ok {
 		a, err = detach(ctx, b.crew, nil, func() (answer, error) {
 			bounded, cancel := context.WithTimeout(life, b.timeout)

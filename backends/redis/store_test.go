@@ -18,7 +18,7 @@ const regular = 0o100644
 func TestListMany(t *testing.T) {
 	const files = 10_000
 	server := testserver.Redis(t)
-	b := connect(t, server.Addr(), "test")
+	b := connectWithin(t, server.Addr(), "test", 20*time.Second) // the time is judged below
 	if _, err := b.Create(t.Context(), "d", backends.Info{Mode: 0o040755}); err != nil {
 		t.Fatal(err)
 	}
@@ -52,8 +52,13 @@ func TestListMany(t *testing.T) {
 		}
 		seen[e.Name] = true
 	}
-	if len(seen) != files || took > time.Second {
-		t.Errorf("%d of %d files in %v", len(seen), files, took)
+	// On a busy machine nothing is done in a second: PING says how busy it is.
+	start := time.Now()
+	for range 100 {
+		_ = b.client.Ping(t.Context()).Err()
+	}
+	if limit := max(time.Second, 40*time.Since(start)); len(seen) != files || took > limit {
+		t.Errorf("%d of %d files in %v, want at most %v", len(seen), files, took, limit)
 	}
 }
 

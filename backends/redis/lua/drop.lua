@@ -2,6 +2,7 @@
 -- where an attempt may still be on its way: none is obeyed any more.
 if not alive(S) then return {'over'} end
 local name, id = ARGV[2], ARGV[3]
+allow_writing()
 if ARGV[4] == '1' then call('HSET', P .. 's:' .. S, 'a' .. id, '999999999') end
 if call('HEXISTS', P .. 's:' .. S, 'i' .. id) == 1 then
   drop(name, id)

@@ -14,6 +14,11 @@ local function alive(session)
   return known[session]
 end
 
+-- A server whose memory is full refuses a script's first write if that may need
+-- memory, and lets on a script that has written. Renewals and what frees
+-- locks must go on, so they begin with a write that needs none.
+local function allow_writing() call('DEL', P .. 'none') end
+
 local function extend(session, ttl)
   call('HSET', P .. 's:' .. session, 'e', string.format('%.0f', now + ttl))
   call('ZADD', SESSIONS, now + ttl, session)

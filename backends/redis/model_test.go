@@ -1,0 +1,330 @@
+package redis
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"lockfs/backends"
+	"lockfs/backends/backendtest"
+	"lockfs/backends/queue"
+	"lockfs/backends/testserver"
+)
+
+func seed(t *testing.T) uint64 {
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv(backendtest.SeedVariable); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%s=%d", backendtest.SeedVariable, seed)
+	return seed
+}
+
+// TestScriptsFollowQueue drives the scripts by themselves, far more often
+// than the conformance suite can, beside package queue: after each step both have the
+// same claims and the same queue.
+func TestScriptsFollowQueue(t *testing.T) {
+	server := testserver.Redis(t)
+	raw, b := rawClient(t, server), connect(t, server.Addr(), "test")
+	seed := seed(t)
+	for round := range 150 {
+		r := &twin{T: t, raw: raw, b: b, rng: rand.New(rand.NewPCG(seed, uint64(round))), name: fmt.Sprintf("n%d", round)}
+		for i := range 4 {
+			r.open(i)
+		}
+		for range 60 {
+			r.step()
+			r.compare()
+		}
+		for i := range r.sessions {
+			r.eval(reapScript, r.sessions[i], "end")
+		}
+	}
+	if n, err := raw.Keys(t.Context(), "*").Result(); err != nil || len(n) != 1 {
+		t.Errorf("keys left: %q, %v", n, err)
+	}
+}
+
+// twin is a name at the server and its model.
+type twin struct {
+	*testing.T
+	raw      *goredis.Client
+	b        *Backend
+	rng      *rand.Rand
+	name     string
+	sessions [4]string
+	ids      int
+	model    queue.State
+	trace    []string
+}
+
+func (r *twin) fail(format string, args ...any) {
+	r.Helper()
+	r.Fatalf("%s\n%s", strings.Join(r.trace, "\n"), fmt.Sprintf(format, args...))
+}
+
+func (r *twin) eval(s *goredis.Script, args ...any) answer {
+	r.Helper()
+	a, err := r.b.eval(r.Context(), r.b.client, s, args...)
+	if err != nil {
+		r.fail("%v", err)
+	}
+	return a
+}
+
+func (r *twin) open(i int) {
+	r.sessions[i] = newID(fmt.Sprint(i))
+	r.eval(openScript, r.sessions[i], 3600_000)
+}
+
+func (r *twin) lock() backends.Lock {
+	l := backends.Lock{Range: backends.Whole, Mode: backends.Read + backends.Mode(r.rng.IntN(2))}
+	if r.rng.IntN(3) == 0 {
+		a, b := uint64(r.rng.IntN(8)), uint64(r.rng.IntN(8))
+		l.Range = backends.Range{First: min(a, b), Last: max(a, b)}
+	}
+	return l
+}
+
+func (r *twin) step() {
+	switch n := r.rng.IntN(20); {
+	case n < 10 && len(r.model) < 14:
+		r.acquire()
+	case n == 19:
+		r.die()
+	case len(r.model) > 0:
+		e := r.model[r.rng.IntN(len(r.model))]
+		switch {
+		case !e.Granted:
+			r.note("take back %s", e.ID)
+			r.model.Drop(e.ID)
+			r.eval(dropScript, e.Session, r.name, e.ID, "0")
+		case n < 15:
+			r.note("drop %s", e.ID)
+			r.model.Drop(e.ID)
+			r.eval(changeScript, e.Session, r.name, e.ID, 0)
+		default:
+			r.replace(e)
+		}
+		r.model.Settle(nil)
+	}
+}
+
+func (r *twin) note(format string, args ...any) {
+	r.trace = append(r.trace, fmt.Sprintf(format, args...))
+}
+
+func (r *twin) newID(session string) string {
+	r.ids++
+	return session + "/" + strconv.Itoa(r.ids)
+}
+
+func (r *twin) acquire() {
+	session := r.sessions[r.rng.IntN(4)]
+	req := backends.Request{Lock: r.lock(), Hint: backends.Hint(r.rng.IntN(3)), Wait: r.rng.IntN(4) > 0}
+	if r.rng.IntN(4) == 0 {
+		req.YieldTo = backends.Hint(1 + r.rng.IntN(2))
+	}
+	for _, e := range r.model {
+		if e.Granted && e.Session == session && r.rng.IntN(3) == 0 {
+			req.Held = append(req.Held, e.Lock)
+		}
+	}
+	id := r.newID(session)
+	r.note("acquire %s %+v", id, req)
+	got := r.eval(acquireScript, session, r.name, id, 1, flag(req.Wait), encodeRequest(req)).outcome
+	want := "granted"
+	if !r.model.Ask(queue.Entry{ID: id, Session: session, Lock: req.Lock, Held: req.Held, Hint: req.Hint, YieldTo: req.YieldTo}) {
+		want = "deadlock"
+	} else {
+		_, yielded := r.model.Settle(nil)
+		i := r.model.Find(id)
+		switch {
+		case slices.ContainsFunc(yielded, func(e queue.Entry) bool { return e.ID == id }):
+			want = "yield"
+		case !r.model[i].Granted && req.Wait:
+			want = "queued"
+		case !r.model[i].Granted:
+			want = "blocked"
+			r.model.Drop(id)
+		}
+	}
+	if got != want {
+		r.fail("the script says %q, the model %q", got, want)
+	}
+}
+
+func (r *twin) replace(e queue.Entry) {
+	var to []backends.Keep
+	var ids []string
+	args := []any{e.Session, r.name, e.ID, 0}
+	for range r.rng.IntN(3) {
+		l := e.Lock
+		if r.rng.IntN(2) == 0 && l.First < l.Last {
+			l.Last = l.First + (l.Last-l.First)/2
+		}
+		l.Mode = min(l.Mode, backends.Read+backends.Mode(r.rng.IntN(2)))
+		keep := backends.Keep{Lock: l, Hint: backends.Hint(r.rng.IntN(3))}
+		id := r.newID(e.Session)
+		to, ids = append(to, keep), append(ids, id)
+		args = append(args, id, encodeLock(l, keep.Hint))
+	}
+	args[3] = len(to)
+	r.note("replace %s by %v %+v", e.ID, ids, to)
+	r.model.Replace(e.ID, ids, to)
+	first := r.eval(changeScript, args...)
+	if again := r.eval(changeScript, args...); !slices.Equal(first.fields, again.fields) {
+		r.fail("a repeated change returns %v, at first %v", again, first)
+	}
+}
+
+// die lets a session's lease run out. The next script that touches the name is
+// to find it gone, or else who clears the dead away.
+func (r *twin) die() {
+	i := r.rng.IntN(4)
+	r.note("session %s dies", r.sessions[i])
+	pipe := r.raw.TxPipeline()
+	pipe.HSet(r.Context(), prefix("test")+"s:"+r.sessions[i], "e", 1)
+	pipe.ZAdd(r.Context(), prefix("test")+"sessions", goredis.Z{Score: 1, Member: r.sessions[i]})
+	if _, err := pipe.Exec(r.Context()); err != nil {
+		r.fail("%v", err)
+	}
+	r.model.DropSession(r.sessions[i])
+	r.model.Settle(nil)
+	alive := r.sessions[(i+1)%4]
+	if r.rng.IntN(2) == 0 {
+		id := r.newID(alive)
+		r.eval(acquireScript, alive, r.name, id, 1, "0", encodeRequest(backends.Request{Lock: r.lock(), YieldTo: 1}))
+		r.eval(changeScript, alive, r.name, id, 0)
+	}
+	r.eval(reapScript, alive, "dead")
+	r.open(i)
+}
+
+// compare checks that server and model have the same claims and the same queue.
+func (r *twin) compare() {
+	r.Helper()
+	claims, err1 := r.raw.HGetAll(r.Context(), prefix("test")+"g:"+r.name).Result()
+	waiting, err2 := r.raw.ZRange(r.Context(), prefix("test")+"q:"+r.name, 0, -1).Result()
+	if err1 != nil || err2 != nil {
+		r.fail("%v, %v", err1, err2)
+	}
+	var queued []string
+	granted := 0
+	for _, e := range r.model {
+		if !e.Granted {
+			queued = append(queued, e.ID)
+			continue
+		}
+		granted++
+		if value := claims[e.ID]; !strings.HasPrefix(value, encodeLock(e.Lock, e.Hint)) {
+			r.fail("claim %s is %q at the server", e.ID, value)
+		}
+	}
+	if granted != len(claims) || !slices.Equal(queued, waiting) {
+		r.fail("the server has claims %v and queue %v, the model %d claims and queue %v", claims, waiting, granted, queued)
+	}
+}
+
+// TestBrokenConnections: connections break all the time, under locks taken,
+// waited for, given up and let go. Nobody is in together, everybody comes to an end,
+// nothing stays behind.
+func TestBrokenConnections(t *testing.T) {
+	const nodes, owners, rounds = 3, 6, 25
+	server := testserver.Redis(t)
+	raw := rawClient(t, server)
+	seed := seed(t)
+	var inside [2]atomic.Int32
+	var broken, given atomic.Int32
+	var all sync.WaitGroup
+	stop := make(chan struct{})
+	var breaker sync.WaitGroup
+	for n := range nodes {
+		line := newLine(t, server.Addr())
+		s := openOn(t, connect(t, line.addr(), "test"), time.Minute)
+		breaker.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, uint64(n)))
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Duration(1+rng.IntN(40)) * time.Millisecond):
+					line.reset()
+					broken.Add(1)
+				}
+			}
+		})
+		for o := range owners {
+			all.Go(func() {
+				rng := rand.New(rand.NewPCG(seed, uint64(100*n+o)))
+				for range rounds {
+					name := rng.IntN(2)
+					ctx, cancel := context.WithCancel(t.Context())
+					if rng.IntN(3) == 0 {
+						ctx, cancel = context.WithTimeout(t.Context(), time.Duration(rng.IntN(30))*time.Millisecond)
+					}
+					c, err := s.Acquire(ctx, strconv.Itoa(name), writing)
+					cancel()
+					if err != nil {
+						if ctx.Err() == nil {
+							t.Errorf("Acquire: %v", err)
+						}
+						given.Add(1)
+						continue
+					}
+					s.inside(t, &inside[name], n)
+					if _, err := s.Change(t.Context(), strconv.Itoa(name), []backends.Change{{ID: c.ID}}); err != nil {
+						t.Errorf("Change: %v", err)
+					}
+				}
+			})
+		}
+	}
+	all.Wait()
+	close(stop)
+	breaker.Wait()
+	t.Logf("%d connections broken, %d of %d requests given up", broken.Load(), given.Load(), nodes*owners*rounds)
+	for name := range inside {
+		eventually(t, 10*time.Second, "nothing is left", func() bool { return entries(t, raw, "test", strconv.Itoa(name)) == 0 })
+	}
+}
+
+// inside stays in the critical section for a moment. Owners of one node may
+// be in together, for the back end decides among nodes only: holders is the node, +1, times 1000, and how many.
+func (s *session) inside(t *testing.T, holders *atomic.Int32, node int) {
+	mark := int32(node+1) * 1000
+	for {
+		was := holders.Load()
+		if was != 0 && was/1000 != mark/1000 {
+			t.Errorf("node %d is in together with node %d", node, was/1000-1)
+			return
+		}
+		if holders.CompareAndSwap(was, max(was, mark)+1) {
+			break
+		}
+	}
+	time.Sleep(time.Millisecond) // the work
+	for {
+		was := holders.Load()
+		next := was - 1
+		if next%1000 == 0 {
+			next = 0
+		}
+		if holders.CompareAndSwap(was, next) {
+			return
+		}
+	}
+}
