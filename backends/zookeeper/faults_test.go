@@ -237,8 +237,12 @@ func testAuth(t *testing.T, r *rig) {
 			t.Errorf("Open as %q: %v", cfg.Username, err)
 		}
 	}
-	if _, err := Open(t.Context(), cfg, cluster+" other", nil); err != nil {
-		t.Errorf("another cluster beside it: %v", err)
+	other, err := Open(t.Context(), cfg, cluster+" other", nil)
+	if err != nil {
+		t.Fatalf("another cluster beside it: %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
