@@ -127,7 +127,7 @@ func TestFrozenServer(t *testing.T) {
 		start := time.Now()
 		_, err := s.Acquire(ctx, "x"+strconv.Itoa(i), writing)
 		cancel()
-		if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took > 200*time.Millisecond {
+		if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took > 500*time.Millisecond {
 			t.Errorf("a wait of 60 ms ended after %v with %v", took, err)
 		}
 	}
@@ -227,7 +227,8 @@ func TestEmptyRestart(t *testing.T) {
 // server could give its locks to others.
 func TestGone(t *testing.T) {
 	server := testserver.Redis(t)
-	s := open(t, server.Addr(), 2*time.Second)
+	const ttl = 5 * time.Second
+	s := open(t, server.Addr(), ttl)
 	waits := make(chan error, 1)
 	held := acquire(t, s, "x", writing)
 	start := time.Now()
@@ -243,8 +244,8 @@ func TestGone(t *testing.T) {
 	if err := <-waits; !errors.Is(err, backends.ErrSessionOver) {
 		t.Errorf("Acquire: %v, want ErrSessionOver", err)
 	}
-	if took := time.Since(start); s.Valid() || took > 2*time.Second {
-		t.Errorf("the session was over after %v of a lease of 2 s, valid %v", took, s.Valid())
+	if took := time.Since(start); s.Valid() || took > ttl {
+		t.Errorf("the session was over after %v of a lease of %v, valid %v", took, ttl, s.Valid())
 	}
 }
 
