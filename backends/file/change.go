@@ -42,7 +42,8 @@ func (s *session) transact(name string, fn func(t *txn) error) error {
 		return err
 	}
 	t := &txn{s: s, sh: sh, name: name}
-	if t.st, err = s.a.readState(name); err != nil {
+	var was stored
+	if t.st, was, err = s.a.readState(name); err != nil {
 		return err
 	}
 	before := slices.Clone(t.st)
@@ -57,7 +58,7 @@ func (s *session) transact(name string, fn func(t *txn) error) error {
 		return t.err
 	}
 	if t.stale || !sameIDs(before, t.st) {
-		if err := s.a.writeState(sh, name, t.st); err != nil {
+		if err := s.a.writeState(sh, name, was, t.st); err != nil {
 			return err
 		}
 	}
@@ -254,7 +255,7 @@ func (s *session) Holders(ctx context.Context, name string, lock backends.Lock) 
 			return err
 		}
 		t := &txn{s: s, name: name}
-		if t.st, err = s.a.readState(name); err != nil {
+		if t.st, _, err = s.a.readState(name); err != nil {
 			return err
 		}
 		t.dropDead() // from what is answered; the next change drops it from the file

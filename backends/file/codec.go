@@ -10,14 +10,15 @@ import (
 	"lockfs/backends/queue"
 )
 
-// A state's file: the magic, a checksum of the rest, its length, the name and the entries. Numbers are
-// varints, strings and lists have their length before them. What follows is padding.
+// A state as it is stored: the magic, a checksum of the rest, its length, the version, the name and the
+// entries. Numbers are varints, strings and lists have their length before them. What follows does not count.
 const magic = "lockfs state 1\n"
 
 var errNoState = errors.New("torn, or of another program or version")
 
-func encodeState(name string, st queue.State) []byte {
+func encodeState(version uint64, name string, st queue.State) []byte {
 	body := make([]byte, 0, 64+128*len(st))
+	body = binary.AppendUvarint(body, version)
 	body = appendString(body, name)
 	body = binary.AppendUvarint(body, uint64(len(st)))
 	for i := range st {
@@ -58,30 +59,30 @@ func appendEntry(to []byte, e *queue.Entry) []byte {
 	return to
 }
 
-func decodeState(data []byte) (name string, st queue.State, err error) {
+func decodeState(data []byte) (version uint64, name string, st queue.State, err error) {
 	rest, ok := bytes.CutPrefix(data, []byte(magic))
 	if !ok || len(rest) < 4 {
-		return "", nil, errNoState
+		return 0, "", nil, errNoState
 	}
 	sum := binary.LittleEndian.Uint32(rest)
 	d := decoder{rest: rest[4:]}
 	d.rest = d.take(d.number())
 	if d.bad || crc32.ChecksumIEEE(d.rest) != sum {
-		return "", nil, errNoState
+		return 0, "", nil, errNoState
 	}
-	name = d.text()
+	version, name = d.number(), d.text()
 	n := d.number()
 	if n > uint64(len(d.rest)) { // an entry has more than a byte
-		return "", nil, errNoState
+		return 0, "", nil, errNoState
 	}
 	st = make(queue.State, n)
 	for i := range st {
 		d.entry(&st[i])
 	}
 	if d.bad {
-		return "", nil, errNoState
+		return 0, "", nil, errNoState
 	}
-	return name, st, nil
+	return version, name, st, nil
 }
 
 // decoder reads what the append functions wrote. Once bad, it returns zero values.

@@ -72,3 +72,23 @@ func writeSmall(path string, data []byte) error {
 	}
 	return nil
 }
+
+// writeSlot writes a state to a slot of its file, which is made if need be.
+func writeSlot(path string, data []byte, slot int64) error {
+	fd, err := openRaw(path, unix.O_WRONLY|unix.O_CREAT)
+	if err != nil {
+		return err
+	}
+	var n int
+	err = retry(func() (err error) {
+		n, err = unix.Pwrite(fd, data, slot*slotSize)
+		return err
+	})
+	if err == nil && n < len(data) {
+		err = unix.ENOSPC
+	}
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
+}

@@ -95,7 +95,7 @@ func entries(t *testing.T, b *Backend, name string) int {
 		t.Fatal(err)
 	}
 	defer unlock()
-	st, err := areaOf(t, b).readState(name)
+	st, _, err := areaOf(t, b).readState(name)
 	if err != nil {
 		t.Fatal(err)
 	}

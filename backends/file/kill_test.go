@@ -228,7 +228,7 @@ func TestGrantorDies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	st, err := holder.a.readState("x")
+	st, was, err := holder.a.readState("x")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func TestGrantorDies(t *testing.T) {
 	if granted, _ := st.Settle(func(e *queue.Entry) { e.Token, e.Seq = c.Token+1, c.Token+1 }); len(granted) != 1 {
 		t.Fatalf("granted %v", granted)
 	}
-	if err := holder.a.writeState(holder.a.shardOf("x"), "x", st); err != nil {
+	if err := holder.a.writeState(holder.a.shardOf("x"), "x", was, st); err != nil {
 		t.Fatal(err)
 	}
 	unlock()

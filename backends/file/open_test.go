@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -195,37 +198,56 @@ func TestTokensGrow(t *testing.T) {
 	}
 }
 
-// TestOverwrite: the way round a full disk leaves a state that can be read, and refuses what a kill could tear.
-func TestOverwrite(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "state")
-	entry := func(n int) []byte {
-		st := queue.State{}
-		for range n {
-			st = append(st, queue.Entry{ID: "AN-ID-AS-LONG-AS-THEY-ARE", Session: "A-SESSION-AS-LONG-AS-THEY-ARE"})
+// TestSlots: whatever sizes follow each other, the last state is read, and after a torn write the one before it.
+func TestSlots(t *testing.T) {
+	a := areaOf(t, openBackend(t, newDir(t)))
+	sh := a.shardOf("x")
+	state := func(n int) (st queue.State) {
+		for i := range n {
+			st = append(st, queue.Entry{ID: fmt.Sprint("AN-ID-AS-LONG-AS-THEY-ARE ", i), Session: "A-SESSION-AS-LONG-AS-THEY-ARE"})
 		}
-		return encodeState("x", st)
+		return st
 	}
-	for _, row := range []struct {
-		old, new int
-		ok       bool
-	}{{3, 1, true}, {1, 3, true}, {80, 1, false}, {1, 80, false}} {
-		if err := os.WriteFile(path, entry(row.old), 0o600); err != nil {
-			t.Fatal(err)
+	sizes := []int{1, 2, 3, 1, 25, 40, 60, 24, 1, 0, 1, 30, 0, 3, 2}
+	for i, n := range sizes {
+		_, was, err := a.readState("x")
+		if err == nil {
+			err = a.writeState(sh, "x", was, state(n))
 		}
-		if got := overwrite(path, entry(row.new)); got != row.ok {
-			t.Fatalf("overwriting %d entries with %d: %v", row.old, row.new, got)
-		}
-		want := row.new
-		if !row.ok {
-			want = row.old
-		}
-		data, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, st, err := decodeState(data); err != nil || len(st) != want {
-			t.Fatalf("after overwriting %d entries with %d: %d entries, %v", row.old, row.new, len(st), err)
+		st, now, err := a.readState("x")
+		if err != nil || len(st) != n || n > 0 && !reflect.DeepEqual(st, state(n)) {
+			t.Fatalf("step %d: wrote %d entries and read %d, %v", i, n, len(st), err)
 		}
+		if n == 0 || now.large || was.version == 0 {
+			continue
+		}
+		data, err := os.ReadFile(a.statePath("x")) // tear the write that is done, at its start and end
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, off := range []int64{0, 20, 60} {
+			torn := slices.Clone(data)
+			torn[(1-now.slot)*slotSize+off] ^= 0xff
+			_, st, _, err := latest(torn)
+			if err != nil || len(st) != sizes[i-1] {
+				t.Fatalf("step %d, torn at %d: read %d entries, %v; want the %d before", i, off, len(st), err, sizes[i-1])
+			}
+		}
+	}
+	if err := os.WriteFile(a.statePath("x"), nil, 0o600); err != nil { // its maker was killed
+		t.Fatal(err)
+	}
+	if st, _, err := a.readState("x"); err != nil || len(st) != 0 {
+		t.Errorf("an empty file is %v, %v", st, err)
+	}
+	if err := a.sweepStates(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(a.statePath("x")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an empty file is not swept: %v", err)
 	}
 }
 

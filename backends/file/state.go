@@ -1,15 +1,14 @@
 package file
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -57,10 +56,15 @@ func (a *area) setShardLock(sh *shard, command int, kind int16) error {
 }
 
 // shardOf returns the shard of a name. It never changes, so that a name's tokens grow.
-func (a *area) shardOf(name string) *shard {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(name)) // never fails
-	return &a.shards[h.Sum32()%shardCount]
+func (a *area) shardOf(name string) *shard { return a.shardOfFile(hashed(name)) }
+
+// shardOfFile is shardOf by the name of the state's file.
+func (a *area) shardOfFile(file string) *shard {
+	n, err := strconv.ParseUint(file[:2], 16, 8)
+	if err != nil {
+		n = 0 // no state of ours
+	}
+	return &a.shards[n%shardCount]
 }
 
 // lastToken returns the last token of a shard, which is locked.
@@ -95,30 +99,60 @@ func (a *area) nextToken(sh *shard) (uint64, error) {
 
 func (a *area) statePath(name string) string { return filepath.Join(a.locks, hashed(name)) }
 
+// slotSize is the room for a state in its file. A file has two slots in one
+// block, and a state is written to the one that the state before it is not
+// in: a process that is killed meanwhile leaves that one, and no space is needed on a full
+// disk, where locks must be let go too. A state that is larger has a file to
+// itself, which replaces the old one by a rename.
+const slotSize = 2048
+
+// stored says where a state was read from.
+type stored struct {
+	version uint64
+	slot    int64 // the one to write to next
+	large   bool
+}
+
 // readState returns the state of a name whose shard is locked.
-func (a *area) readState(name string) (queue.State, error) {
+func (a *area) readState(name string) (queue.State, stored, error) {
 	path := a.statePath(name)
 	data, err := readSmall(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return nil, stored{}, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the state of %q: %w", name, kind(err))
+		return nil, stored{}, fmt.Errorf("read the state of %q: %w", name, kind(err))
 	}
-	stored, st, err := decodeState(data)
-	if err == nil && stored != name {
-		err = fmt.Errorf("of the name %q", stored)
+	found, st, at, err := latest(data)
+	if err == nil && found != name && len(data) > 0 {
+		err = fmt.Errorf("of the name %q", found)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s is not the state of %q (%w); when no mount uses the directory, remove the file: %w",
+		return nil, stored{}, fmt.Errorf("%s is not the state of %q (%w); when no mount uses the directory, remove the file: %w",
 			path, name, err, backends.ErrForeign)
 	}
-	return st, nil
+	return st, at, nil
+}
+
+// latest finds the last state in a file. An empty file is one whose maker was killed.
+func latest(data []byte) (name string, st queue.State, at stored, err error) {
+	if len(data) == 0 {
+		return "", nil, stored{}, nil
+	}
+	version, name, st, err := decodeState(data)
+	at = stored{version: version, slot: 1, large: err == nil && len(data) > 2*slotSize}
+	if len(data) > slotSize && !at.large {
+		v, n, s, err2 := decodeState(data[slotSize:])
+		if err2 == nil && (err != nil || v > version) {
+			return n, s, stored{version: v, slot: 0}, nil
+		}
+	}
+	return name, st, at, err
 }
 
 // writeState replaces the state of a name, whose shard is locked, in one
 // step: a process that is killed meanwhile leaves the old state or the new one.
-func (a *area) writeState(sh *shard, name string, st queue.State) error {
+func (a *area) writeState(sh *shard, name string, was stored, st queue.State) error {
 	path := a.statePath(name)
 	if len(st) == 0 {
 		if err := os.Remove(path); err != nil { // that it is not there means that somebody removed it
@@ -126,44 +160,25 @@ func (a *area) writeState(sh *shard, name string, st queue.State) error {
 		}
 		return nil
 	}
-	data := encodeState(name, st)
-	err := writeSmall(sh.temp, data)
-	if err == nil {
-		err = os.Rename(sh.temp, path)
-	}
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		_ = os.Remove(sh.temp) // best effort: it is overwritten next time
-		if overwrite(path, data) {
-			return nil
+	data := encodeState(was.version+1, name, st)
+	var err error
+	if len(data) <= slotSize && !was.large {
+		err = writeSlot(path, data, was.slot)
+	} else {
+		if len(data) <= 2*slotSize { // so that it is not taken for one with slots
+			data = append(data, make([]byte, 2*slotSize+1-len(data))...)
+		}
+		if err = writeSmall(sh.temp, data); err == nil {
+			err = os.Rename(sh.temp, path)
+		}
+		if err != nil {
+			_ = os.Remove(sh.temp) // it may be what fills the disk
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("write the state of %q: %w", name, kind(err))
 	}
 	return nil
-}
-
-// block is what every file system writes in one step as far as a kill is concerned: one page.
-const block = 4096
-
-// overwrite puts a state in the place of the old one without needing space:
-// a lock must be let go on a full disk too. The old state's page is there already;
-// one write that covers all of it is not torn by a kill.
-func overwrite(path string, data []byte) bool {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = f.Close() }() // nothing is buffered
-	info, err := f.Stat()
-	if err != nil || max(info.Size(), int64(len(data))) > block {
-		return false
-	}
-	if pad := int(info.Size()) - len(data); pad > 0 {
-		data = append(data, bytes.Repeat([]byte{' '}, pad)...)
-	}
-	_, err = f.WriteAt(data, 0)
-	return err == nil
 }
 
 // sweepStates takes out of all states what sessions that died left there. Nobody waits for
@@ -174,15 +189,7 @@ func (a *area) sweepStates() error {
 		return kind(err)
 	}
 	for _, file := range files {
-		data, err := os.ReadFile(filepath.Join(a.locks, file.Name()))
-		if err != nil {
-			continue // let go of meanwhile
-		}
-		name, _, err := decodeState(data)
-		if err != nil || hashed(name) != file.Name() {
-			continue // perhaps half overwritten just now; who uses the name looks with its shard locked
-		}
-		if err := a.sweepState(name); err != nil {
+		if err := a.sweepState(file.Name()); err != nil {
 			return err
 		}
 	}
@@ -190,21 +197,31 @@ func (a *area) sweepStates() error {
 }
 
 // sweepState writes no grants, for it could tell nobody: a state in which somebody waits is left to them.
-func (a *area) sweepState(name string) error {
-	sh := a.shardOf(name)
+// One that can't be read is left to who uses the name.
+func (a *area) sweepState(file string) error {
+	sh := a.shardOfFile(file)
 	unlock, err := a.lockShard(sh)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	st, err := a.readState(name)
-	if err != nil {
-		return err
+	data, err := readSmall(filepath.Join(a.locks, file))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // let go of meanwhile
+	}
+	name, st, was, err2 := latest(data)
+	switch {
+	case err != nil:
+		return kind(err)
+	case len(data) == 0:
+		return kind(os.Remove(filepath.Join(a.locks, file)))
+	case err2 != nil || hashed(name) != file:
+		return nil
 	}
 	waits := func(e queue.Entry) bool { return !e.Granted && alive(a.sessionPath(e.Session)) }
 	dead := func(e queue.Entry) bool { return !alive(a.sessionPath(e.Session)) }
 	if slices.ContainsFunc(st, waits) || !slices.ContainsFunc(st, dead) {
 		return nil
 	}
-	return a.writeState(sh, name, slices.DeleteFunc(st, dead))
+	return a.writeState(sh, name, was, slices.DeleteFunc(st, dead))
 }
