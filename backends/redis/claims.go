@@ -205,7 +205,7 @@ func (s *session) answered(w *waiter, a answer, confirmed uint64) {
 	case gone && (waits || a.outcome == "granted"):
 		s.takeBack(w, false)
 	case recheck:
-		s.recheck([]*waiter{w})
+		s.crew.do(func() { s.recheck([]*waiter{w}) }) // not here: this may be the caller's goroutine
 	case !waits:
 		if !s.deliver(w, w.result(a)) && a.outcome == "granted" {
 			s.takeBack(w, false)
