@@ -9,7 +9,7 @@ import (
 // interruptGrace is how long a wait goes on after a signal. An open that is
 // about to succeed should succeed: programs expect EINTR from an open that has to wait, not
 // from one that a SIGCHLD happened to meet.
-const interruptGrace = 20 * time.Millisecond
+const interruptGrace = 10 * time.Millisecond
 
 // caller is the context of one request's wait for a lock: it ends a moment
 // after the kernel interrupted the request. It costs a goroutine only once somebody
