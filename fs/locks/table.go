@@ -294,7 +294,10 @@ func (t *Table) waitsForItself(w *waiter) error {
 		return nil
 	}
 	t.mu.Lock()
-	own := slices.ContainsFunc(t.name(w.Name).inTheWay(&w.Request), func(h held) bool { return h.pid == w.PID })
+	own := slices.ContainsFunc(t.name(w.Name).inTheWay(&w.Request), func(h held) bool {
+		_, closing := t.flushed[h.handle]
+		return h.pid == w.PID && !closing
+	})
 	t.mu.Unlock()
 	if !own || !t.options.Alone(w.PID, w.Name) {
 		return nil
@@ -385,7 +388,7 @@ func (t *Table) carryOut(n *name, s backends.Session, changes []backends.Change,
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s == t.session {
-		if err != nil {
+		if err != nil && !t.closed {
 			t.log.Error("giving back a lock failed", "name", n.name, "reason", err)
 		}
 		n.finish(changes, now)
