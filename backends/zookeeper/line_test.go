@@ -63,7 +63,7 @@ type world struct {
 // the invariant that all rests on: a claim that was returned is granted in every later
 // line, and no two returned claims of different sessions conflict.
 func TestGrantsStay(t *testing.T) {
-	for round := range uint64(600) {
+	for round := range uint64(1500) {
 		w := &world{rng: rand.New(rand.NewPCG(1, round)), told: map[int64]bool{}}
 		for step := range 60 {
 			w.step()
@@ -132,7 +132,7 @@ func (w *world) shrink(i int) {
 // look is a session's round: it sees the line now, and what it does about it comes after others have done something.
 func (w *world) look() {
 	seen := newLine(slices.Clone(w.line))
-	for range w.rng.IntN(3) { // what happens between the look and the transaction
+	for range w.rng.IntN(6) { // what happens between the look and the transaction
 		w.step()
 	}
 	if len(seen.nodes) == 0 {

@@ -104,6 +104,9 @@ func (l *link) dial(network, address string, _ time.Duration) (net.Conn, error) 
 		_ = c.Close()
 		return nil, net.ErrClosed
 	}
+	if l.onWatch != nil && l.session.Load() != 0 {
+		w.rewatched = make(chan struct{})
+	}
 	l.sock = w
 	return w, nil
 }
@@ -213,6 +216,49 @@ type wire struct {
 	link  *link
 	head  []byte // the handshake's answer, until it is complete
 	ready bool
+
+	// After a reconnect the library reads the last zxid that it has seen, to set its watches
+	// again from there, while it may already be writing the next. So the first answer is held back until
+	// that request has been sent: rewatched is closed then, and nil where there is nothing to
+	// wait for. patience bounds it, for there need be no watches.
+	rewatched chan struct{}
+	sent      bool        // of the writer: rewatched is closed
+	asked     atomic.Bool // a request has been sent
+	held      bool        // of the reader: hold has been called
+}
+
+// Requests as the library sends them, one a Write: length, xid, opcode.
+const (
+	opAuth       = 100 // answered before anything else is sent
+	opSetWatches = 101
+	patience     = 100 * time.Millisecond
+)
+
+func (w *wire) Write(p []byte) (int, error) {
+	if w.rewatched != nil && w.ready && !w.sent && len(p) >= 12 {
+		switch binary.BigEndian.Uint32(p[8:]) {
+		case opAuth:
+		case opSetWatches:
+			w.sent = true
+			defer close(w.rewatched)
+			fallthrough
+		default:
+			w.asked.Store(true)
+		}
+	}
+	return w.Conn.Write(p)
+}
+
+// hold waits for the library to have set its watches again.
+func (w *wire) hold() {
+	w.held = true
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-w.rewatched:
+	case <-timer.C:
+	case <-w.link.ctx.Done():
+	}
 }
 
 // The answer to the connect request: its length, then protocol version,
@@ -221,6 +267,9 @@ const handshake = 4 + 4 + 4 + 8
 
 func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
+	if w.ready && w.rewatched != nil && !w.held && w.asked.Load() {
+		w.hold()
+	}
 	if !w.ready {
 		if err != nil {
 			w.link.failure.Store(failure{fmt.Errorf("no answer to the connect request: %w", err)})

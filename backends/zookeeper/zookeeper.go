@@ -29,6 +29,9 @@
 // elections too; only a server restored from an old backup would repeat them.
 // A claim's Seq is its token, and an event's the zxid of the last change of the line.
 //
+// The server numbers a line's znodes with 31 bits, and begins anew when it has removed the directory (a container) some
+// time after the line was empty. A line that is never empty long enough lasts for two thousand million requests.
+//
 // # Sessions
 //
 // Every backends.Session is a ZooKeeper session of its own. Its lease is renewed by a sync, which the
