@@ -93,6 +93,9 @@ func (t *Table) asked(w *waiter, a *ask, request backends.Request) (again bool) 
 		a.again = true
 		return true
 	}
+	if !w.Wait && errors.Is(err, backends.ErrDeadlock) {
+		err = backends.ErrWouldBlock // it does not wait, so not for ever either
+	}
 	n.remove(w)
 	w.decide(err)
 	t.unlist(w)

@@ -208,6 +208,7 @@ func TestUpgradeOfTwoDeadlocks(t *testing.T) {
 			s.now(nodes[1], fcntl(2, 2, bytesOf(3, 9, backends.Read), false), nil)
 			first := s.start(nodes[0], "first", fcntl(1, 1, bytesOf(0, 5, backends.Write), true))
 			s.waits(first)
+			s.now(nodes[1], fcntl(2, 2, bytesOf(3, 9, backends.Write), false), backends.ErrWouldBlock)
 			s.now(nodes[1], fcntl(2, 2, bytesOf(3, 9, backends.Write), true), backends.ErrDeadlock)
 			s.nodes[nodes[1]].ReleaseProcess("x", 2)
 			s.ended(nil, first)
