@@ -106,7 +106,7 @@ func (r *rig) measure(b *testing.B, f func()) {
 }
 
 // packets is how many packets the server has got from clients, our own question among them.
-func (r *rig) packets(b *testing.B) int {
+func (r *rig) packets(b testing.TB) int {
 	for line := range strings.Lines(r.Command("mntr")) {
 		if f := strings.Fields(line); len(f) == 2 && f[0] == "zk_packets_received" {
 			n, err := strconv.Atoi(f[1])

@@ -88,6 +88,61 @@ func TestWithServer(t *testing.T) {
 			}
 		})
 	})
+	t.Run("Wakes", func(t *testing.T) { testWakes(t, r) })
+}
+
+// testWakes: who waits costs the server nothing, and a release is one request, and
+// one of whom it lets in.
+func testWakes(t *testing.T, r *rig) {
+	const name, waiters = "crowd", 12
+	cluster := r.newCluster()
+	b := r.open(t, cluster, r.Addr())
+	first := newSession(t, b, time.Minute)
+	c, err := first.Acquire(t.Context(), name, backends.Request{Lock: writing})
+	if err != nil {
+		t.Fatal(err)
+	}
+	type grant struct {
+		s *session
+		c backends.Claim
+	}
+	granted := make(chan grant, waiters)
+	var all sync.WaitGroup
+	for range waiters {
+		s := newSession(t, b, time.Minute)
+		queued := make(chan struct{})
+		all.Go(func() {
+			c, err := s.Acquire(t.Context(), name, backends.Request{Lock: writing, Wait: true, Queued: func() { close(queued) }})
+			if err != nil {
+				t.Error(err)
+			}
+			granted <- grant{s, c}
+		})
+		<-queued
+	}
+	eventually(t, "all watches to be set", func() bool {
+		before := r.packets(t)
+		time.Sleep(100 * time.Millisecond)
+		return r.packets(t) <= before+1 // the question itself counts
+	})
+	before := r.packets(t)
+	holder := grant{first, c}
+	for range waiters {
+		if _, err := holder.s.Change(t.Context(), name, []backends.Change{{ID: holder.c.ID}}); err != nil {
+			t.Fatal(err)
+		}
+		next := <-granted
+		if next.c.Token <= holder.c.Token {
+			t.Errorf("token %d after %d", next.c.Token, holder.c.Token)
+		}
+		holder = next
+	}
+	all.Wait()
+	packets := r.packets(t) - before
+	t.Logf("%d releases to %d waiters: %d packets", waiters, waiters, packets)
+	if limit := 2*waiters + 8; packets > limit { // some heartbeats may fall in between
+		t.Errorf("%d packets, want at most %d", packets, limit)
+	}
 }
 
 // TestFaults has a server of its own, which it stops at times.
