@@ -53,12 +53,15 @@ func defaults() *Config {
 type draft struct {
 	*Config
 	policies []draftPolicy
+	// onLosts are to be compared with session_ttl when all is known.
+	onLosts []onLost
 }
 
 type draftPolicy struct {
 	pattern           string
 	lockOnOpen        *LockOnOpen
 	noWritePermission *NoWritePermission
+	onLost            *OnLost
 }
 
 // mapping is a file in lockfs's own form.
@@ -95,6 +98,7 @@ func optionFields(d *draft) fields {
 		"mountpoint":          func(v value) { v.text(&d.Mountpoint, "write an absolute path", checkAbsolute) },
 		"lock_on_open":        func(v value) { oneOf(v, &d.Policy.LockOnOpen, lockOnOpenWords) },
 		"no_write_permission": func(v value) { oneOf(v, &d.Policy.NoWritePermission, noWriteWords) },
+		"on_lost":             func(v value) { v.onLost(d, &d.Policy.OnLost) },
 		"session_ttl":         func(v value) { v.duration(&d.SessionTTL, minTTL, maxTTL, false) },
 	}
 }
@@ -119,14 +123,14 @@ func (v value) policy(d *draft) {
 	const form = "write {names: PATTERN, lock_on_open: …}"
 	var p draftPolicy
 	faults := len(v.d.errs)
-	v.each(policyFields(&p), form)
+	v.each(policyFields(d, &p), form)
 	if p.pattern == "" && len(v.d.errs) == faults {
 		v.fail("has no names", form)
 	}
 	d.policies = append(d.policies, p)
 }
 
-func policyFields(p *draftPolicy) fields {
+func policyFields(d *draft, p *draftPolicy) fields {
 	return fields{
 		"names": func(v value) {
 			v.text(&p.pattern, "write a pattern such as 'etl/*' or '**/*.lck'", checkPattern)
@@ -138,6 +142,10 @@ func policyFields(p *draftPolicy) fields {
 		"no_write_permission": func(v value) {
 			p.noWritePermission = new(NoWritePermission)
 			oneOf(v, p.noWritePermission, noWriteWords)
+		},
+		"on_lost": func(v value) {
+			p.onLost = new(OnLost)
+			v.onLost(d, p.onLost)
 		},
 	}
 }
@@ -151,6 +159,9 @@ func (d *draft) finish() *Config {
 		}
 		if p.noWritePermission != nil {
 			full.NoWritePermission = *p.noWritePermission
+		}
+		if p.onLost != nil {
+			full.OnLost = *p.onLost
 		}
 		d.Policies = append(d.Policies, full)
 	}
@@ -182,7 +193,7 @@ func checkNode(name string) error {
 	return nil
 }
 
-// override applies what the command line says.
+// override applies what the command line says, and checks what hangs together.
 func (d *draft) override(dec *decoder, options []Option) {
 	known := optionFields(d)
 	for _, o := range options {
@@ -194,4 +205,5 @@ func (d *draft) override(dec *decoder, options []Option) {
 			v.fail("unknown option", suggest(o.Key, known))
 		}
 	}
+	d.checkOnLost()
 }

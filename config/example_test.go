@@ -42,7 +42,7 @@ func TestExampleUncommented(t *testing.T) {
 	if err != nil {
 		t.Fatalf("uncommented:\n%v", err)
 	}
-	if len(c.Backends) != 5 || len(c.Policies) != 2 {
+	if len(c.Backends) != 5 || len(c.Policies) != 3 {
 		t.Errorf("%d back ends, %d policies", len(c.Backends), len(c.Policies))
 	}
 	if got := c.Backends[1].Redis; got.Password != "from a file" || got.TLS == nil || got.DB != 1 {
@@ -63,7 +63,7 @@ func TestExampleHasEveryKey(t *testing.T) {
 	var config value
 	for group, known := range map[string]fields{
 		"top":       topFields(&draft{Config: &Config{}}),
-		"policies":  policyFields(&draftPolicy{}),
+		"policies":  policyFields(&draft{}, &draftPolicy{}),
 		"log":       logFields(&Log{}),
 		"backends":  backendFields(&decode, &config),
 		"redis":     redisFields(&redisKeys{}),

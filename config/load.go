@@ -54,25 +54,52 @@ func find(file, system string) string {
 // Load reads the configuration that Find finds and applies the options. The
 // error tells all that is wrong, a line each (errors.Join).
 func Load(file string, options ...Option) (*Config, error) {
-	file = Find(file)
-	if file == "" {
-		c, err := Default()
-		if err != nil {
-			return nil, err
-		}
-		dec := &decoder{file: "-o"}
-		d := &draft{Config: c}
-		d.override(dec, options)
-		if len(dec.errs) > 0 {
-			return nil, errors.Join(dec.errs...)
-		}
-		return d.finish(), nil
-	}
-	data, err := readSmall(file)
+	source, err := Read(file, options...)
 	if err != nil {
-		return nil, fmt.Errorf("configuration can't be read: %w; name another with -c FILE or $%s", err, EnvFile)
+		return nil, err
 	}
-	return Parse(file, data, options...)
+	return source.Config()
+}
+
+// Source is what a configuration is made of. It may hold passwords. It is for
+// handing on to another process, which is to have the same configuration although the
+// file may have changed since.
+type Source struct {
+	// File is the file's name, empty for the default configuration; Data its contents.
+	File    string
+	Data    []byte
+	Options []Option
+}
+
+// Read reads the file that Find finds, and decodes nothing.
+func Read(file string, options ...Option) (Source, error) {
+	s := Source{File: Find(file), Options: options}
+	if s.File == "" {
+		return s, nil
+	}
+	var err error
+	if s.Data, err = readSmall(s.File); err != nil {
+		return s, fmt.Errorf("configuration can't be read: %w; name another with -c FILE or $%s", err, EnvFile)
+	}
+	return s, nil
+}
+
+// Config decodes the source, as Load does.
+func (s Source) Config() (*Config, error) {
+	if s.File != "" {
+		return Parse(s.File, s.Data, s.Options...)
+	}
+	c, err := Default()
+	if err != nil {
+		return nil, err
+	}
+	dec := &decoder{file: "-o"}
+	d := &draft{Config: c}
+	d.override(dec, s.Options)
+	if len(dec.errs) > 0 {
+		return nil, errors.Join(dec.errs...)
+	}
+	return d.finish(), nil
 }
 
 // readSmall reads a file of at most maxFile bytes.

@@ -86,8 +86,8 @@ backends: [{type: file, config: {path: /srv/locks}}]
 	}
 	sameConfig(t, c, &Config{
 		Cluster: "prod-1", Node: "n1", Mountpoint: "/mnt/locks", SessionTTL: 90 * time.Second,
-		Policy:   Policy{LockAlways, NoWriteSkip},
-		Policies: []NamePolicy{{"a/**", Policy{LockNever, NoWriteSkip}}},
+		Policy:   Policy{LockAlways, NoWriteSkip, OnLost{}},
+		Policies: []NamePolicy{{"a/**", Policy{LockNever, NoWriteSkip, OnLost{}}}},
 		Log:      Log{slog.LevelDebug, "json", "/var/log/x"},
 		Backends: []Backend{{File: &File{"/srv/locks"}}},
 		File:     "/etc/x.yml",
@@ -248,7 +248,7 @@ func TestOptionsWinOverTheFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Cluster != "b" || c.For("x") != (Policy{LockNever, NoWriteSkip}) || c.For("y") != (Policy{LockNever, NoWriteLock}) {
+	if c.Cluster != "b" || c.For("x") != (Policy{LockNever, NoWriteSkip, OnLost{}}) || c.For("y") != (Policy{LockNever, NoWriteLock, OnLost{}}) {
 		t.Errorf("got %+v", c)
 	}
 	_, err = Load(file, Option{"lock_on_open", "sometimes"}, Option{"clustr", "b"})

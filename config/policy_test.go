@@ -126,11 +126,11 @@ backends: [{type: file, config: {path: /x}}]
 		t.Fatal(err)
 	}
 	for name, want := range map[string]Policy{
-		"etl/nightly": {LockAlways, NoWriteSkip},
-		"etl":         {LockAlways, NoWriteSkip},
-		"a.lck":       {LockNever, NoWriteLock},
-		"d/a.lck":     {LockNever, NoWriteSkip},
-		"other":       {LockNever, NoWriteSkip},
+		"etl/nightly": {LockAlways, NoWriteSkip, OnLost{}},
+		"etl":         {LockAlways, NoWriteSkip, OnLost{}},
+		"a.lck":       {LockNever, NoWriteLock, OnLost{}},
+		"d/a.lck":     {LockNever, NoWriteSkip, OnLost{}},
+		"other":       {LockNever, NoWriteSkip, OnLost{}},
 	} {
 		if got := c.For(name); got != want {
 			t.Errorf("For(%q) = %v, want %v", name, got, want)

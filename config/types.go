@@ -37,6 +37,7 @@ type Config struct {
 type Policy struct {
 	LockOnOpen        LockOnOpen
 	NoWritePermission NoWritePermission
+	OnLost            OnLost
 }
 
 // NamePolicy is a policy for some names.

@@ -31,7 +31,7 @@ func newMount(child *daemon.Child, stderr io.Writer) *cobra.Command {
 		Long: `Mounts lockfs and returns once the mount is live, or says why not and leaves nothing behind.
 
 Options of -o: config=FILE, cluster=NAME, node=NAME, lock_on_open=auto|always|never,
-no_write_permission=lock|skip, session_ttl=15s, allow_other, noexec, and mount(8)'s own.
+no_write_permission=lock|skip, on_lost=eio|TERM|KILL, session_ttl=15s, allow_other, noexec, and mount(8)'s own.
 
 In /etc/fstab:
   none  /mnt/locks  fuse.lockfs  config=/etc/lockfs.yml,_netdev,nofail  0 0

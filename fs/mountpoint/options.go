@@ -22,7 +22,7 @@ type Options struct {
 type Key struct{ Key, Value string }
 
 var (
-	configKeys = []string{"cluster", "node", "lock_on_open", "no_write_permission", "session_ttl"}
+	configKeys = []string{"cluster", "node", "lock_on_open", "no_write_permission", "on_lost", "session_ttl"}
 
 	// kernelOptions go on to the kernel, which knows them for every file system.
 	kernelOptions = []string{"noexec", "exec"}
