@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -21,7 +22,14 @@ func TestMain(m *testing.M) {
 	os.Exit(run(m))
 }
 
+// parallel is how many tests run at once: they wait more than they work.
+const parallel = "5"
+
 func run(m *testing.M) int {
+	flag.Parse()
+	if err := flag.Set("test.parallel", parallel); err != nil {
+		panic(err)
+	}
 	dir, err := os.MkdirTemp("", "lockfs-integration-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

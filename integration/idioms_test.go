@@ -1,0 +1,113 @@
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// idioms are the programs of docs/idioms, which the README shows: how each is
+// run, which name it locks and what it says when it has the lock.
+var idioms = []struct {
+	file, name, says string
+	busy             int // its exit code where it does not wait; 0: it waits
+	run              func(t *testing.T, path string) []string
+}{
+	{"run-once.sh", "etl/nightly", "the job runs", 75, script("sh")},
+	{"wait-and-section.sh", "report", "only one node is here", 0, script("sh")},
+	{"readers.sh", "catalogue", "reading", 0, script("sh")},
+	{"open_for_writing.py", "checkpoint", "only one node is here", 0, script("/usr/bin/python3")},
+	{"flock_timeout.py", "checkpoint", "only one node is here", 0, script("/usr/bin/python3")},
+	{"with_filelock.py", "index", "only one node is here", 0, script("/usr/bin/python3")},
+	{"Section.java", "ledger", "only one node is here", 0, script("java")},
+	{"section/main.go", "shard-7", "only one node is here", 0, compiled("go", "build", "-o")},
+	{"section.c", "records", "only one node is in this record", 0, compiled("gcc", "-Wall", "-Werror", "-o")},
+	{"token.sh", "etl/nightly", "writing with token ", 0, script("sh")},
+}
+
+func script(interpreter string) func(*testing.T, string) []string {
+	return func(_ *testing.T, path string) []string { return []string{interpreter, path} }
+}
+
+func compiled(argv ...string) func(*testing.T, string) []string {
+	return func(t *testing.T, path string) []string {
+		t.Helper()
+		program := path + ".out"
+		build := exec.Command(argv[0], append(argv[1:], program, path)...)
+		if module, err := filepath.Abs(".."); err == nil {
+			build.Dir = module
+		}
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", path, err, out)
+		}
+		return []string{program}
+	}
+}
+
+// TestIdioms runs each idiom on one node while the lock is held on another:
+// it has to wait, or to say that it can't have it, and to go through when it is free.
+func TestIdioms(t *testing.T) {
+	forEachBackend(t, func(t *testing.T, e *env) {
+		must(t, os.Mkdir(e.on(0, "etl"), 0o777))
+		for _, idiom := range idioms {
+			t.Run(idiom.file, func(t *testing.T) {
+				argv := idiom.run(t, idiomFor(t, idiom.file, e.nodes[1].dir))
+				holder := start(t, "flock", e.on(0, idiom.name), "sh", "-c", "echo held; cat >/dev/null").held()
+				p := start(t, argv...)
+				if idiom.busy != 0 {
+					p.code(idiom.busy)
+					holder.release()
+					p = start(t, argv...)
+				} else {
+					e.queued(t, idiom.name, 2)
+					if strings.Contains(p.out.String(), idiom.says) {
+						t.Errorf("it went ahead while another node had the lock: %s", p.out.String())
+					}
+					holder.release()
+				}
+				p.code(0)
+				if !strings.Contains(p.out.String(), idiom.says) {
+					t.Errorf("it says %q, not %q", p.out.String(), idiom.says)
+				}
+			})
+		}
+	})
+}
+
+// idiomFor writes an idiom down for a mount point, and returns the path.
+func idiomFor(t *testing.T, file, mountpoint string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "docs", "idioms", file))
+	must(t, err)
+	path := filepath.Join(t.TempDir(), filepath.Base(file))
+	must(t, os.WriteFile(path, []byte(strings.ReplaceAll(string(text), "/mnt/locks", mountpoint)), 0o600))
+	return path
+}
+
+// TestReadmeShowsTheIdioms: what the README shows is what is tested.
+func TestReadmeShowsTheIdioms(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	must(t, err)
+	for _, idiom := range idioms {
+		text, err := os.ReadFile(filepath.Join("..", "docs", "idioms", idiom.file))
+		must(t, err)
+		if !strings.Contains(string(readme), "\n"+string(text)+"```\n") {
+			t.Errorf("README.md does not show docs/idioms/%s as it is", idiom.file)
+		}
+	}
+}
+
+// TestDemo runs the README's first command.
+func TestDemo(t *testing.T) {
+	script, err := filepath.Abs("../scripts/demo.sh")
+	must(t, err)
+	demo := start(t, script)
+	demo.code(0)
+	for _, line := range []string{"a: has it", "b: tried without waiting", "b: waits", "a: lets go", "b: had its turn"} {
+		if !strings.Contains(demo.out.String(), line) {
+			t.Errorf("the demonstration does not say %q:\n%s", line, demo.out.String())
+		}
+	}
+}
