@@ -22,6 +22,7 @@ package backends
 import (
 	"context"
 	"log/slog"
+	"math"
 	"time"
 )
 
@@ -110,6 +111,11 @@ type Session interface {
 	// Valid reports whether the lease still holds, judged by this machine's
 	// CLOCK_BOOTTIME alone and without I/O. Once false it stays false.
 	Valid() bool
+
+	// Deadline is when Valid becomes false if the lease is not renewed until then,
+	// on CLOCK_BOOTTIME, without I/O. It moves only to later times, until the
+	// session is over; then it is in the past. NoDeadline: the lease has no end of its own.
+	Deadline() time.Duration
 
 	// Done is closed when the session is over: closed, or its lease lost. Err
 	// then says why: nil after Close, else an error that wraps ErrSessionOver.
@@ -249,6 +255,9 @@ type Store interface {
 	// Update changes the attributes that attr names.
 	Update(ctx context.Context, ino uint64, attr Attr) (Info, error)
 }
+
+// NoDeadline is the Deadline of a session that lives as long as its process.
+const NoDeadline time.Duration = math.MaxInt64
 
 // Limits of names and contents.
 const (

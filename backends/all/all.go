@@ -22,6 +22,12 @@ import (
 // says what was tried and which one is used. If none answers, the error has each with
 // its reason, and wraps them. A nil log discards. The caller closes the back end.
 func Open(ctx context.Context, c *config.Config, log *slog.Logger) (backends.Backend, error) {
+	backend, _, err := OpenFirst(ctx, c, log)
+	return backend, err
+}
+
+// OpenFirst is Open, and says which entry of c.Backends it is.
+func OpenFirst(ctx context.Context, c *config.Config, log *slog.Logger) (b backends.Backend, index int, err error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -30,7 +36,7 @@ func Open(ctx context.Context, c *config.Config, log *slog.Logger) (backends.Bac
 		backend, err := open(ctx, b, c.Cluster, log)
 		if err == nil {
 			announce(log, backend, i)
-			return backend, nil
+			return backend, i, nil
 		}
 		failures = append(failures, named(b, err))
 		level := slog.LevelInfo
@@ -43,9 +49,9 @@ func Open(ctx context.Context, c *config.Config, log *slog.Logger) (backends.Bac
 		}
 	}
 	if len(failures) == 0 {
-		return nil, errors.New("the configuration names no back end")
+		return nil, 0, errors.New("the configuration names no back end")
 	}
-	return nil, errors.Join(failures...)
+	return nil, 0, errors.Join(failures...)
 }
 
 // named names the back end in an error that does not yet.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"lockfs/backends"
+	"lockfs/backends/lease"
 )
 
 var sessionTests = []test{
@@ -44,6 +45,9 @@ func testClosed(e *env) {
 	if !p.Valid() || p.Err() != nil {
 		e.Fatalf("a session just opened: valid %v, error %v", p.Valid(), p.Err())
 	}
+	if p.Deadline() <= lease.Now() {
+		e.Errorf("a session just opened has a deadline of %v, at %v", p.Deadline(), lease.Now())
+	}
 	select {
 	case <-p.Done():
 		e.Fatal("Done before Close")
@@ -55,8 +59,8 @@ func testClosed(e *env) {
 	case <-time.After(patience):
 		e.Fatal("Close has returned but Done is not closed")
 	}
-	if p.Valid() || p.Err() != nil {
-		e.Errorf("after Close: valid %v, error %v; want false, nil", p.Valid(), p.Err())
+	if p.Valid() || p.Err() != nil || p.Deadline() > lease.Now() {
+		e.Errorf("after Close: valid %v, error %v, deadline %v; want false, nil, the past", p.Valid(), p.Err(), p.Deadline())
 	}
 	for _, wait := range []bool{true, false} {
 		_, err := p.Acquire(e.ctx(), "y", backends.Request{Lock: writing, Wait: wait})

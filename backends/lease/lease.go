@@ -64,6 +64,9 @@ func (l *Lease) Renewed(sent time.Duration) {
 // Valid reports whether the lease still holds.
 func (l *Lease) Valid() bool { return int64(Now()) < l.deadline.Load() }
 
+// Deadline is when the lease ends if it is not renewed until then, on CLOCK_BOOTTIME; 0 when it was ended.
+func (l *Lease) Deadline() time.Duration { return time.Duration(l.deadline.Load()) }
+
 // Left is the time until the lease ends, 0 when it has.
 func (l *Lease) Left() time.Duration {
 	return max(0, time.Duration(l.deadline.Load())-Now())

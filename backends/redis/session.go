@@ -236,6 +236,7 @@ func (s *session) overError() error {
 func (s *session) ID() string                    { return s.id }
 func (s *session) Events() <-chan backends.Event { return s.box.out }
 func (s *session) Valid() bool                   { return s.lease.Valid() }
+func (s *session) Deadline() time.Duration       { return s.lease.Deadline() }
 func (s *session) Done() <-chan struct{}         { return s.done }
 
 func (s *session) Err() error {

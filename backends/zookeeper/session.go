@@ -180,6 +180,9 @@ func (s *session) Events() <-chan backends.Event { return s.events }
 // Valid reports whether the lease holds.
 func (s *session) Valid() bool { return s.lease.Valid() }
 
+// Deadline is when the lease ends if it is not renewed.
+func (s *session) Deadline() time.Duration { return s.lease.Deadline() }
+
 // Done is closed when the session is over.
 func (s *session) Done() <-chan struct{} { return s.done }
 

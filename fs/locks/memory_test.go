@@ -203,6 +203,13 @@ func (s *memorySession) Valid() bool {
 	return !s.closed
 }
 
+func (s *memorySession) Deadline() time.Duration {
+	if !s.Valid() {
+		return 0
+	}
+	return backends.NoDeadline
+}
+
 // end is a goodbye or a lost lease.
 func (s *memorySession) end() {
 	s.m.mu.Lock()
