@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -104,4 +105,18 @@ func (o *output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.b.String()
+}
+
+// children returns the children of a process.
+func children(t testing.TB, pid int) []int {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	must(t, err)
+	var pids []int
+	for field := range strings.FieldsSeq(string(data)) {
+		child, err := strconv.Atoi(field)
+		must(t, err)
+		pids = append(pids, child)
+	}
+	return pids
 }
