@@ -1,9 +1,11 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -12,19 +14,20 @@ import (
 // run, which name it locks and what it says when it has the lock.
 var idioms = []struct {
 	file, name, says string
-	busy             int // its exit code where it does not wait; 0: it waits
+	busy             int  // its exit code where it does not wait; 0: it waits
+	tries            bool // it waits by trying again and again
 	run              func(t *testing.T, path string) []string
 }{
-	{"run-once.sh", "etl/nightly", "the job runs", 75, script("sh")},
-	{"wait-and-section.sh", "report", "only one node is here", 0, script("sh")},
-	{"readers.sh", "catalogue", "reading", 0, script("sh")},
-	{"open_for_writing.py", "checkpoint", "only one node is here", 0, script("/usr/bin/python3")},
-	{"flock_timeout.py", "checkpoint", "only one node is here", 0, script("/usr/bin/python3")},
-	{"with_filelock.py", "index", "only one node is here", 0, script("/usr/bin/python3")},
-	{"Section.java", "ledger", "only one node is here", 0, script("java")},
-	{"section/main.go", "shard-7", "only one node is here", 0, compiled("go", "build", "-o")},
-	{"section.c", "records", "only one node is in this record", 0, compiled("gcc", "-Wall", "-Werror", "-o")},
-	{"token.sh", "etl/nightly", "writing with token ", 0, script("sh")},
+	{"run-once.sh", "etl/nightly", "the job runs", 75, false, script("sh")},
+	{"wait-and-section.sh", "report", "only one node is here", 0, false, script("sh")},
+	{"readers.sh", "catalogue", "reading", 0, false, script("sh")},
+	{"open_for_writing.py", "checkpoint", "only one node is here", 0, false, script("/usr/bin/python3")},
+	{"flock_timeout.py", "checkpoint", "only one node is here", 0, false, script("/usr/bin/python3")},
+	{"with_filelock.py", "index", "only one node is here", 0, true, script("/usr/bin/python3")},
+	{"Section.java", "ledger", "only one node is here", 0, false, script("java")},
+	{"section/main.go", "shard-7", "only one node is here", 0, false, compiled("go", "build", "-o")},
+	{"section.c", "records", "only one node is in this record", 0, false, compiled("gcc", "-Wall", "-Werror", "-o")},
+	{"token.sh", "etl/nightly", "writing with token ", 0, false, script("sh")},
 }
 
 func script(interpreter string) func(*testing.T, string) []string {
@@ -61,7 +64,11 @@ func TestIdioms(t *testing.T) {
 					holder.release()
 					p = start(t, argv...)
 				} else {
-					e.queued(t, idiom.name, 2)
+					if idiom.tries {
+						eventually(t, idiom.file+" tries", func() bool { return hasOpen(p.cmd.Process.Pid, e.on(1, idiom.name)) })
+					} else {
+						e.queued(t, idiom.name, 2)
+					}
 					if strings.Contains(p.out.String(), idiom.says) {
 						t.Errorf("it went ahead while another node had the lock: %s", p.out.String())
 					}
@@ -73,6 +80,15 @@ func TestIdioms(t *testing.T) {
 				}
 			})
 		}
+	})
+}
+
+// hasOpen reports whether a process has a file open.
+func hasOpen(pid int, path string) bool {
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	return slices.ContainsFunc(fds, func(fd string) bool {
+		target, err := os.Readlink(fd)
+		return err == nil && target == path
 	})
 }
 
