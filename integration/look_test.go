@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
+	"hash/crc32"
 	"net"
 	"net/url"
 	"os"
@@ -38,7 +38,15 @@ func (e *env) entries(t testing.TB, name string) int {
 // queued waits until the server has so many claims and requests for a name.
 func (e *env) queued(t testing.TB, name string, n int) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%d claims and requests for %q", n, name), func() bool { return e.entries(t, name) == n })
+	var all map[string]int
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if all = e.look.entries(t); all[name] == n {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after %v there are not %d claims and requests for %q, but: %v", patience, n, name, all)
+		}
+	}
 }
 
 // empty waits until nobody has or wants anything.
@@ -72,42 +80,64 @@ func (dir fileLook) entries(t testing.TB) map[string]int {
 	must(t, err)
 	counts := map[string]int{}
 	for _, path := range files {
-		data, err := os.ReadFile(path)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // let go of meanwhile
+		var latest fileState
+		eventually(t, "a state in "+path+"; else the layout has changed", func() bool {
+			data, err := os.ReadFile(path)
+			if errors.Is(err, os.ErrNotExist) {
+				return true // let go of meanwhile
+			}
+			must(t, err)
+			latest = latestState(data)
+			return latest.entries > 0 // 0: torn, for it is written to just now
+		})
+		if latest.entries > 0 {
+			counts[latest.name] = latest.entries
 		}
-		must(t, err)
-		name, n, err := parseState(data)
-		if err != nil {
-			t.Fatalf("%s: %v", path, err)
-		}
-		counts[name] = n
 	}
 	return counts
 }
 
-// parseState reads the name and the number of entries from a state's file: a magic line, a
-// checksum of 4 bytes, the length, the name with its length before it, the number; numbers are varints.
-func parseState(data []byte) (name string, entries int, err error) {
-	magic, body, ok := bytes.Cut(data, []byte{'\n'})
-	if !ok || string(magic) != "lockfs state 1" || len(body) < 4 {
-		return "", 0, fmt.Errorf("the layout has changed: it begins %q", data[:min(32, len(data))])
-	}
-	r := bytes.NewReader(body[4:])
-	var numbers [3]uint64 // the length, the name's length, the number of entries
-	for i := range numbers {
-		if numbers[i], err = binary.ReadUvarint(r); err != nil {
-			return "", 0, err
-		}
-		if i == 1 {
-			text := make([]byte, numbers[1])
-			if _, err := io.ReadFull(r, text); err != nil {
-				return "", 0, err
-			}
-			name = string(text)
+// fileState is what a slot of a state's file says.
+type fileState struct {
+	version uint64
+	name    string
+	entries int
+}
+
+// latestState looks into both slots of a file, 2 KiB each; a large state has the file for itself.
+func latestState(data []byte) fileState {
+	const slot = 2048
+	latest := parseState(data)
+	if len(data) > slot && (len(data) <= 2*slot || latest.entries == 0) {
+		if second := parseState(data[slot:]); second.entries > 0 && second.version >= latest.version {
+			latest = second
 		}
 	}
-	return name, int(numbers[2]), nil
+	return latest
+}
+
+// parseState reads a slot: a magic line, a checksum of 4 bytes, then as varints the length of the rest (to
+// which the checksum belongs), the version, the length of the name (it follows) and the number of entries.
+func parseState(data []byte) (s fileState) {
+	rest, ok := bytes.CutPrefix(data, []byte("lockfs state 1\n"))
+	if !ok || len(rest) < 4 {
+		return s
+	}
+	sum, rest := binary.LittleEndian.Uint32(rest), rest[4:]
+	number := func() uint64 {
+		v, n := binary.Uvarint(rest)
+		rest = rest[max(n, 0):]
+		return v
+	}
+	n := number()
+	if rest = rest[:min(n, uint64(len(rest)))]; crc32.ChecksumIEEE(rest) != sum {
+		return s
+	}
+	s.version = number()
+	n = min(number(), uint64(len(rest)))
+	s.name, rest = string(rest[:n]), rest[n:]
+	s.entries = int(number())
+	return s
 }
 
 func newRedisEnv(t testing.TB, server *testserver.RedisServer) *env {
