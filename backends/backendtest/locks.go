@@ -111,10 +111,8 @@ func trickyNames() []string {
 
 func testLockNames(e *env) {
 	p := e.peers(2)
-	names := trickyNames()
-	for _, n := range []string{"", "x/x", "x/xx", "xx/x", "x/X", "x%2fx", "x:x", strings.Repeat(strings.Repeat("\xfe", 255)+"/", 3) + strings.Repeat("\xfe", 255)} {
-		names = append(names, n)
-	}
+	names := append(trickyNames(), "", "x/x", "x/xx", "xx/x", "x/X", "x%2fx", "x:x",
+		strings.Repeat(strings.Repeat("\xfe", 255)+"/", 3)+strings.Repeat("\xfe", 255))
 	claims := map[string]backends.Claim{}
 	for _, n := range names {
 		claims[n] = p[0].get(n, writing) // refused if it were merged with another, by p[1] below

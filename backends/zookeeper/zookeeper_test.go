@@ -231,7 +231,6 @@ func (p *proxy) kill() {
 }
 
 var writing = backends.Lock{Range: backends.Whole, Mode: backends.Write}
-var reading = backends.Lock{Range: backends.Whole, Mode: backends.Read}
 
 // newSession opens a session and reads its events.
 func newSession(t testing.TB, b *Backend, ttl time.Duration) *session {
