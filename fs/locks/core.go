@@ -21,6 +21,8 @@ type core struct {
 	// order of their arrival. The back end decides in which order they are
 	// admitted; they block nobody who is inside.
 	outside []*waiter
+	// teller, where not nil, tells the watcher what is held.
+	teller interface{ tell() }
 }
 
 // held is a lock that an owner has.
@@ -194,6 +196,9 @@ func (c *core) settle() {
 			if !w.suspended && !c.blocked(i) {
 				c.take(&w.Request)
 				c.queue = slices.Delete(c.queue, i, i+1)
+				if c.teller != nil {
+					c.teller.tell() // before the caller, who goes off with it
+				}
 				w.decide(nil)
 				break
 			}

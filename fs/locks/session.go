@@ -144,15 +144,19 @@ func (t *Table) current(ctx context.Context, wait bool) (backends.Session, error
 func (t *Table) run(ctx context.Context, session backends.Session) {
 	defer close(t.ended)
 	for session != nil {
+		tick := time.NewTimer(t.until(session))
 		select {
+		case <-tick.C:
 		case event := <-session.Events():
 			t.wanted(event)
 		case <-session.Done():
 			t.lose(session)
 			session = t.reopen(ctx)
 		case <-ctx.Done():
+			tick.Stop()
 			return
 		}
+		tick.Stop()
 	}
 }
 
@@ -179,12 +183,39 @@ func (t *Table) wanted(event backends.Event) {
 }
 
 // lose carries out the loss of a session: what was held is lost, who waits
-// goes on waiting for the next session.
+// goes on waiting for the next session. What holds is told to the watcher before
+// it is forgotten, and nothing is granted in between, for there is no session.
 func (t *Table) lose(session backends.Session) {
+	if !t.markLost(session) {
+		return
+	}
+	if t.options.Watcher != nil {
+		t.options.Watcher.Lost(session.Err())
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, n := range t.names {
+		n.held, n.list = nil, nil
+		n.tell()
+		t.leave(n)
+		if n.freed != nil {
+			close(n.freed)
+			n.freed = nil
+		}
+		t.forget(n)
+	}
+	if t.options.Watcher != nil {
+		t.options.Watcher.Until(backends.NoDeadline)
+	}
+}
+
+// markLost makes every call on a descriptor that holds a lock fail from now on. It returns
+// false where the table is closed.
+func (t *Table) markLost(session backends.Session) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return
+		return false
 	}
 	t.log.Error("session lost, and all locks with it", "session", session.ID(), "reason", session.Err())
 	t.announce(nil)
@@ -193,14 +224,8 @@ func (t *Table) lose(session backends.Session) {
 			t.logLost(n, &n.held[i], session.Err())
 			t.lost[n.held[i].handle] = true
 		}
-		n.held, n.list = nil, nil
-		t.leave(n)
-		if n.freed != nil {
-			close(n.freed)
-			n.freed = nil
-		}
-		t.forget(n)
 	}
+	return true
 }
 
 // leave puts all who wait for a name outside, to ask again in their order, and
@@ -240,6 +265,7 @@ func (t *Table) reopen(ctx context.Context) backends.Session {
 		cancel()
 		if err == nil {
 			t.log.Info("new session", "session", session.ID())
+			t.until(session)
 			t.mu.Lock()
 			t.announce(session)
 			t.mu.Unlock()
@@ -289,5 +315,8 @@ func (t *Table) Close(ctx context.Context) error {
 	}
 	err := session.Close(ctx)
 	t.changes.Wait() // each ends with the session
+	if err == nil && t.options.Watcher != nil {
+		t.options.Watcher.Until(backends.NoDeadline)
+	}
 	return err
 }

@@ -34,6 +34,8 @@ type Options struct {
 	UnavailableAfter time.Duration
 	// Log takes what nobody can be returned: lost locks and sessions. nil discards.
 	Log *slog.Logger
+	// Watcher may be nil.
+	Watcher Watcher
 }
 
 // Table is the node's lock table. It is safe for use by many goroutines.
@@ -68,6 +70,8 @@ type name struct {
 	name string
 	core
 	claims
+	watcher Watcher   // the table's
+	told    []Holding // what it was told of this name
 	// change is closed when the running Change has been carried out; nil when none runs.
 	change chan struct{}
 	// again: when the running Change is done, look what else there is to give back.
@@ -96,6 +100,7 @@ func New(ctx context.Context, options Options) (*Table, error) {
 		names: map[string]*name{}, session: session, news: make(chan struct{}),
 		waiting: map[Owner][]*waiter{}, lost: map[uint64]bool{}, flushed: map[uint64]time.Time{},
 	}
+	t.until(session)
 	go t.run(run, session)
 	return t, nil
 }
@@ -104,7 +109,10 @@ func New(ctx context.Context, options Options) (*Table, error) {
 func (t *Table) name(s string) *name {
 	n := t.names[s]
 	if n == nil {
-		n = &name{name: s}
+		n = &name{name: s, watcher: t.options.Watcher}
+		if n.watcher != nil {
+			n.teller = n
+		}
 		t.names[s] = n
 	}
 	return n
@@ -258,6 +266,7 @@ func (t *Table) await(ctx context.Context, w *waiter) error {
 	if err := t.waitsForItself(w); err != nil {
 		return err
 	}
+	defer t.watchWait(w)()
 	select {
 	case <-w.done:
 		return w.err
@@ -342,6 +351,7 @@ func (t *Table) unlist(w *waiter) {
 // Nothing is granted on a lease that may have run out, though the session's end is
 // not known yet: the claims may be another node's already.
 func (t *Table) settle(n *name) <-chan struct{} {
+	defer n.tell()
 	if !t.valid() {
 		return nil
 	}
