@@ -145,7 +145,8 @@ my ($path, $door) = @ARGV;
 while (1) {
 	sysopen(my $f, $path, O_RDWR) or die "open: $!";
 	if ($door == 0) { flock($f, LOCK_EX) or die "flock: $!" }
-	if ($door == 1) { fcntl($f, F_SETLKW, pack("s! s! x![q] q q i x![q]", F_WRLCK, SEEK_SET, 0, 0, 0)) or die "fcntl: $!" }
+	my $all = pack("s s x4 q q i x4", F_WRLCK, SEEK_SET, 0, 0, 0);
+	if ($door == 1) { fcntl($f, F_SETLKW, $all) or die "fcntl: $!" }
 	defined(syswrite($f, "x")) or die "write: $!";
 	close($f) or die "close: $!";
 }`
@@ -170,7 +171,10 @@ func TestKilledAtRandom(t *testing.T) {
 		for end := time.Now().Add(crowdTime); time.Now().Before(end); kills++ {
 			i := random.IntN(len(all))
 			eventually(t, "it is at work", func() bool { return inFUSE(all[i].cmd.Process.Pid) || !running(all[i]) })
-			must(t, syscall.Kill(all[i].cmd.Process.Pid, syscall.SIGKILL))
+			if !running(all[i]) {
+				t.Fatalf("a process ended, it says: %s", all[i].out.String())
+			}
+			must(t, all[i].cmd.Process.Kill())
 			<-all[i].done
 			all[i] = begin()
 		}
