@@ -34,6 +34,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -56,10 +57,14 @@ type FileSystem struct {
 	life context.Context
 	end  context.CancelFunc
 
+	closing sync.Mutex // held by Close
+	closed  bool
+
 	nodes   *nodes
 	files   *files
 	handles *handles
 	retries *retries
+	guard   *guard
 }
 
 // New opens the lock table, and with it a session of the back end. ctx bounds
@@ -74,6 +79,10 @@ func New(ctx context.Context, o Options) (*FileSystem, error) {
 		store:         o.Backend, config: o.Config, log: log,
 		nodes: newNodes(), files: newFiles(), handles: newHandles(), retries: newRetries(),
 	}
+	var err error
+	if f.guard, err = newGuard(o.Config, o.Ledger, log); err != nil {
+		return nil, err
+	}
 	f.life, f.end = context.WithCancel(context.WithoutCancel(ctx))
 	session := backends.SessionOptions{Node: o.Config.Node, TTL: o.Config.SessionTTL, Log: log}
 	table, err := locks.New(ctx, locks.Options{
@@ -83,18 +92,29 @@ func New(ctx context.Context, o Options) (*FileSystem, error) {
 		Alone:            f.alone,
 		UnavailableAfter: unavailableAfter(o.Config),
 		Log:              log,
+		Watcher:          f.guard,
 	})
 	if err != nil {
 		f.end()
+		f.guard.close()
 		return nil, fmt.Errorf("open a session at %s: %w", o.Backend, err)
 	}
 	f.table = table
 	return f, nil
 }
 
-// Close releases all locks and ends all waits and requests. ctx bounds it.
+// Close releases all locks and ends all waits and requests. ctx bounds it. Whoever still
+// holds one, the mount being in use, loses it: on_lost is done before. A second Close does nothing.
 func (f *FileSystem) Close(ctx context.Context) error {
+	f.closing.Lock()
+	defer f.closing.Unlock()
+	if f.closed {
+		return nil
+	}
+	f.closed = true
+	defer f.guard.close()
 	defer f.end()
+	f.guard.closing(ctx)
 	if err := f.table.Close(ctx); err != nil {
 		return fmt.Errorf("close the lock table: %w", err)
 	}

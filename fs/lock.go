@@ -164,6 +164,7 @@ func (f *FileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		f.table.ReleaseProcess(h.name, owner)
 	}
 	f.table.ReleaseHandle(h.name, h.id)
+	f.guard.released(h.id)
 	f.files.release(h.file)
 	f.debug("release", h)
 }

@@ -132,6 +132,12 @@ func (f *FileSystem) opened(h *handle, bare, truncate bool) error {
 		}
 	}
 	f.handles.add(h)
+	f.guard.opened(h.id, h.file.ino)
+	if f.table.Lost(h.id) {
+		// The open comes too late: who was to be told of the loss didn't have the descriptor yet.
+		f.handles.remove(h.id)
+		return fmt.Errorf("open %q: %w", h.name, locks.ErrLost)
+	}
 	f.debug("open", h, "bare", bare)
 	return nil
 }
@@ -174,6 +180,7 @@ func (f *FileSystem) settle(h *handle) error {
 // discard gives up a handle that is not to be, and whatever it holds.
 func (f *FileSystem) discard(h *handle) {
 	f.table.ReleaseHandle(h.name, h.id)
+	f.guard.released(h.id)
 	if h.file != nil {
 		f.files.release(h.file)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"lockfs/backends"
 	"lockfs/config"
+	"lockfs/fs/ledger"
 )
 
 // Options say what to mount and where.
@@ -32,6 +33,11 @@ type Options struct {
 	MountOptions []string
 	// AllowOther lets other users than the one who mounts use the mount.
 	AllowOther bool
+	// Device is an open /dev/fuse that is mounted on Mountpoint already, by a keeper; nil: Mount mounts. Mount
+	// closes it when the mount has gone.
+	Device *os.File
+	// Ledger is shared with a keeper that looks after the holders when this process can't; nil: there is none.
+	Ledger *ledger.Ledger
 }
 
 // Server is a live mount.
@@ -66,7 +72,7 @@ func ServerOptions(o Options) *fuse.MountOptions {
 		Options:    options,
 		AllowOther: o.AllowOther,
 		// A plain user needs fusermount3, root needs nothing.
-		DirectMountStrict: os.Geteuid() == 0,
+		DirectMountStrict: os.Geteuid() == 0 && o.Device == nil,
 		EnableLocks:       true,
 		// O_TRUNC comes with OPEN, so that it can be put off until the lock is had.
 		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC,
@@ -85,11 +91,15 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount point %q: %w", o.Mountpoint, err)
 	}
+	where, err := device(o.Device, point)
+	if err != nil {
+		return nil, err
+	}
 	fs, err := New(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	server, err := fuse.NewServer(fs, point, ServerOptions(o))
+	server, err := fuse.NewServer(fs, where, ServerOptions(o))
 	if err != nil {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
 		defer cancel()
@@ -102,7 +112,23 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		defer cancel()
 		return nil, errors.Join(fmt.Errorf("mount lockfs on %s: %w", point, err), s.Close(closing))
 	}
+	if o.Ledger == nil {
+		fs.guard.mounted(point)
+	}
 	return s, nil
+}
+
+// device is where go-fuse is to mount: for a device that is mounted already, its own way to say so.
+func device(f *os.File, point string) (string, error) {
+	if f == nil {
+		return point, nil
+	}
+	// go-fuse closes the number, so it must not be the file's as well.
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("take over /dev/fuse: %w", os.NewSyscallError("fcntl", err))
+	}
+	return fmt.Sprintf("/dev/fd/%d", fd), f.Close()
 }
 
 // serve ends when the mount has gone, whoever unmounted it.

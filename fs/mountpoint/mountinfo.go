@@ -16,6 +16,8 @@ const FSType = "fuse.lockfs"
 
 // Mount is a mount of this mount name space.
 type Mount struct {
+	// ID is what /proc/PID/fdinfo calls it.
+	ID uint64
 	// Point is where it is mounted, symbolic links resolved.
 	Point string
 	// Type is the file system's, Source what it says it mounts.
@@ -94,7 +96,11 @@ func parse(r io.Reader) ([]Mount, error) {
 		if !ok || len(left) < 5 || len(right) < 1 {
 			continue // a line of a shape that proc does not document
 		}
-		m := Mount{Point: unescape(left[4]), Type: unescape(right[0]), Dev: left[2]}
+		id, err := strconv.ParseUint(left[0], 10, 64)
+		if err != nil {
+			continue
+		}
+		m := Mount{ID: id, Point: unescape(left[4]), Type: unescape(right[0]), Dev: left[2]}
 		if len(right) > 1 {
 			m.Source = unescape(right[1])
 		}

@@ -269,7 +269,7 @@ func TestParse(t *testing.T) {
 nonsense
 40 35 0:5 / /proc rw - proc proc rw
 `))
-	want := []Mount{{`/mnt/a b\`, "fuse.lockfs", "no\tne", "98:0"}, {"/proc", "proc", "proc", "0:5"}}
+	want := []Mount{{36, `/mnt/a b\`, "fuse.lockfs", "no\tne", "98:0"}, {40, "/proc", "proc", "proc", "0:5"}}
 	if err != nil || !reflect.DeepEqual(mounts, want) {
 		t.Errorf("got %+v, %v", mounts, err)
 	}

@@ -1,0 +1,219 @@
+package fs
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"lockfs/backends/lease"
+	"lockfs/config"
+	"lockfs/fs/holders"
+	"lockfs/fs/ledger"
+	"lockfs/fs/locks"
+	mounts "lockfs/fs/mountpoint"
+)
+
+// guard keeps the ledger, and does what on_lost says when this server notices
+// a loss itself. A keeper process that has the ledger too does it when the
+// server can't.
+//
+// Invariant: while this server is at it, the ledger says so (SetBusy), with the time by which it
+// is done; whatever becomes of the server, from then on it is the keeper's.
+type guard struct {
+	config *config.Config
+	ledger *ledger.Ledger
+	own    bool // the ledger is to be closed
+	log    *slog.Logger
+	ctx    context.Context // ends with close
+	stop   context.CancelFunc
+	hunts  sync.WaitGroup // those that are to finish
+
+	mu    sync.Mutex
+	inos  map[uint64]uint64      // by handle, of descriptions that are open
+	holds map[uint64]ledger.Slot // by handle
+	waits map[uint64]wait        // by call
+	busy  []time.Duration        // until when each hunt that runs will be done
+	full  bool                   // the ledger took no more; said once
+}
+
+type wait struct {
+	handle uint64
+	slot   ledger.Slot
+}
+
+var _ locks.Watcher = (*guard)(nil)
+
+// newGuard uses the ledger, or, where that is nil, one of its own.
+func newGuard(c *config.Config, l *ledger.Ledger, log *slog.Logger) (*guard, error) {
+	g := &guard{config: c, ledger: l, own: l == nil, log: log,
+		inos: map[uint64]uint64{}, holds: map[uint64]ledger.Slot{}, waits: map[uint64]wait{}}
+	if g.own {
+		var err error
+		if g.ledger, err = ledger.New(); err != nil {
+			return nil, err
+		}
+	}
+	g.ctx, g.stop = context.WithCancel(context.Background())
+	return g, nil
+}
+
+// close ends what runs: what is still to be killed is killed at once. The table is closed before.
+func (g *guard) close() {
+	g.stop()
+	g.hunts.Wait()
+	if g.own {
+		_ = g.ledger.Close() // a mapping that was made can be undone
+	}
+}
+
+// mounted notes which mount the descriptors are to be looked for on.
+func (g *guard) mounted(point string) {
+	m, found, err := mounts.Find(point)
+	if err != nil || !found {
+		g.log.Warn("the mount is not in the list of mounts: on_lost will find no processes", "mountpoint", point, "error", err)
+		return
+	}
+	g.ledger.SetMount(m.Ledger())
+}
+
+// opened says which inode the kernel shows for a handle's descriptors, before the open returns.
+func (g *guard) opened(handle, ino uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inos[handle] = ino
+	if slot, ok := g.holds[handle]; ok {
+		g.ledger.SetIno(slot, ino)
+	}
+}
+
+// released says that a handle's descriptors are closed.
+func (g *guard) released(handle uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.inos, handle)
+}
+
+// Holds implements locks.Watcher.
+func (g *guard) Holds(h locks.Holding) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if slot, ok := g.holds[h.Handle]; ok {
+		g.ledger.SetHolder(slot, h.PID, h.Mode, h.Token)
+		return
+	}
+	if slot, ok := g.add(ledger.Entry{}, h); ok {
+		g.holds[h.Handle] = slot
+	}
+}
+
+// add enters what is known. The caller holds g.mu.
+func (g *guard) add(e ledger.Entry, h locks.Holding) (ledger.Slot, bool) {
+	e.Name, e.Handle, e.Ino, e.PID, e.Mode, e.Token = h.Name, h.Handle, g.inos[h.Handle], h.PID, h.Mode, h.Token
+	e.OnLost = g.config.For(h.Name).OnLost
+	slot, err := g.ledger.Add(e)
+	if err != nil && !g.full {
+		g.full = true
+		g.log.Error("the keeper can't be told of more locks: were this server to die, on_lost would not be done to their holders", "name", h.Name, "error", err)
+	}
+	return slot, err == nil
+}
+
+// Frees implements locks.Watcher.
+func (g *guard) Frees(handle uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if slot, ok := g.holds[handle]; ok {
+		g.ledger.Free(slot)
+		delete(g.holds, handle)
+	}
+}
+
+// Waits implements locks.Watcher. Waiters are of interest only where holders are to be
+// told from them.
+func (g *guard) Waits(call uint64, w locks.Holding) {
+	if g.config.For(w.Name).OnLost.Signal == 0 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, ok := g.holds[w.Handle]; ok {
+		return // it holds as well, and is not to be spared
+	}
+	if slot, ok := g.add(ledger.Entry{Waits: true}, w); ok {
+		g.waits[call] = wait{w.Handle, slot}
+	}
+}
+
+// WaitsNoMore implements locks.Watcher.
+func (g *guard) WaitsNoMore(call uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if w, ok := g.waits[call]; ok {
+		g.ledger.Free(w.slot)
+		delete(g.waits, call)
+	}
+}
+
+// Until implements locks.Watcher.
+func (g *guard) Until(deadline time.Duration) { g.ledger.SetDeadline(deadline) }
+
+// Lost implements locks.Watcher: the first signal is sent when it returns. The entries stay in
+// the ledger until all is done.
+func (g *guard) Lost(error) {
+	hunt, done := g.hunt()
+	g.hunts.Go(func() {
+		defer done()
+		hunt.Finish(g.ctx)
+	})
+}
+
+// closing stops those who hold before their locks are released at the node's end. ctx bounds
+// it: at its end KILL comes at once.
+func (g *guard) closing(ctx context.Context) {
+	hunt, done := g.hunt()
+	defer done()
+	hunt.Finish(ctx)
+}
+
+func (g *guard) hunt() (hunt *holders.Hunt, done func()) {
+	entries, err := g.ledger.Entries()
+	if err != nil {
+		g.log.Error("on_lost can't be done", "error", err)
+	}
+	var after time.Duration
+	for _, e := range entries {
+		if !e.Waits {
+			after = max(after, e.OnLost.KillAfter)
+		}
+	}
+	ttl := g.config.SessionTTL
+	done = g.begin(lease.Now() + max(after, config.TimeOnLost(ttl)) + config.GraceOnLost(ttl))
+	return holders.Start(g.ledger.Mount(), entries, g.log), done
+}
+
+// begin says in the ledger that this server is at it; done takes that back, and strikes
+// out what was held when it began.
+func (g *guard) begin(until time.Duration) (done func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	lost := g.holds
+	g.holds = map[uint64]ledger.Slot{}
+	g.busy = append(g.busy, until)
+	g.ledger.SetBusy(slices.Min(g.busy))
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for _, slot := range lost {
+			g.ledger.Free(slot)
+		}
+		i := slices.Index(g.busy, until)
+		g.busy = slices.Delete(g.busy, i, i+1)
+		next := time.Duration(0)
+		if len(g.busy) > 0 {
+			next = slices.Min(g.busy)
+		}
+		g.ledger.SetBusy(next)
+	}
+}
