@@ -45,9 +45,16 @@ func (l locker) fails(t testing.TB, path string) {
 	}
 }
 
+// succeeds tries until it has the lock: the kernel tells of a program's last close a moment after the program has ended.
 func (l locker) succeeds(t testing.TB, path string) {
 	t.Helper()
-	startWith(t, l.env, l.argv(l.try, path)...).code(0)
+	eventually(t, "it gets the lock", func() bool {
+		p := startWith(t, l.env, l.argv(l.try, path)...)
+		if code := p.ended(); code != 0 && code != l.busy {
+			t.Fatalf("%q ended with %d; it says: %s", p.cmd.Args, code, p.out.String())
+		}
+		return p.cmd.ProcessState.Success()
+	})
 }
 
 func sh1(script string) []string { return []string{"/bin/sh", "-c", script, "sh", "{}"} }
@@ -142,8 +149,8 @@ func meetPathForm(t *testing.T, l locker, one, two string) {
 	back.held().release()
 }
 
-// startsToWait gives a program the time to come to its lock. Libraries ask again and again, so there is no
-// one place where they wait; that they don't get in is what the test is about.
+// startsToWait returns once flock(1) waits in the mount. Libraries ask again and again, so there is no one
+// place where they wait; those that come later than the holder's release only meet a free lock.
 func startsToWait(t *testing.T, p *process) {
 	t.Helper()
 	if p.cmd.Args[0] == "flock" {
