@@ -54,6 +54,9 @@ type Server struct {
 // one that is too large is refused as a whole.
 const maxWrite = 1 << 20
 
+// MaxRead is the mount option max_read that goes with it, for whoever mounts a Device.
+const MaxRead = maxWrite
+
 // goodbye bounds the release of what is held after the mount has gone.
 const goodbye = 10 * time.Second
 

@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -73,10 +75,26 @@ func mounted(dir string) bool {
 	return err == nil && strings.Contains(string(data), " "+dir+" ")
 }
 
-// kill ends the node as a crash would.
+var serverInLog = regexp.MustCompile(`msg=mounted .*server=(\d+)`)
+
+// server is the node's server process; the one that the tests started is its keeper.
+func (n *node) server() int {
+	n.t.Helper()
+	all := serverInLog.FindAllStringSubmatch(n.log.String(), -1)
+	if len(all) == 0 {
+		n.t.Fatal("the log names no server")
+	}
+	pid, err := strconv.Atoi(all[len(all)-1][1])
+	must(n.t, err)
+	return pid
+}
+
+// kill ends the node as a machine's crash would: neither of its processes can do anything any more.
 func (n *node) kill() {
 	n.t.Helper()
 	n.dead = true
+	must(n.t, n.cmd.Process.Signal(syscall.SIGSTOP))
+	must(n.t, syscall.Kill(n.server(), syscall.SIGKILL))
 	must(n.t, n.cmd.Process.Kill())
 	<-n.done
 }

@@ -52,7 +52,7 @@ func newPlace(t *testing.T) *place {
 	}
 	p.configure("log: {file: " + p.log + "}\nbackends: [{type: file, config: {path: " + state + "}}]\n")
 	t.Cleanup(func() {
-		pids := p.pids()
+		pids := append(p.pids(), p.servers()...)
 		for range 8 {
 			if mountpoint.Unmount(p.point, true) != nil {
 				break
@@ -97,16 +97,33 @@ func (p *place) finish(c *exec.Cmd, code int) string {
 	return string(out)
 }
 
-var pidInLog = regexp.MustCompile(`msg=mounted .*pid=(\d+)`)
+var pidsInLog = regexp.MustCompile(`msg=mounted .*pid=(\d+) server=(\d+)`)
 
-// pids are the processes that have mounted here, by the log.
-func (p *place) pids() (all []int) {
+// pids are the keepers that have mounted here, by the log; one for each of its servers.
+func (p *place) pids() []int { return p.logged(1) }
+
+// servers are the server processes, by the log.
+func (p *place) servers() []int { return p.logged(2) }
+
+func (p *place) logged(which int) (all []int) {
 	data, _ := os.ReadFile(p.log)
-	for _, m := range pidInLog.FindAllSubmatch(data, -1) {
-		pid, _ := strconv.Atoi(string(m[1]))
+	for _, m := range pidsInLog.FindAllSubmatch(data, -1) {
+		pid, _ := strconv.Atoi(string(m[which]))
 		all = append(all, pid)
 	}
 	return all
+}
+
+// crash ends the last mount's processes as a machine's crash would: none of them can do anything any more.
+func (p *place) crash() {
+	p.t.Helper()
+	pids, servers := p.pids(), p.servers()
+	keeper, server := pids[len(pids)-1], servers[len(servers)-1]
+	if err := errors.Join(syscall.Kill(keeper, syscall.SIGSTOP), syscall.Kill(server, syscall.SIGKILL), syscall.Kill(keeper, syscall.SIGKILL)); err != nil {
+		p.t.Fatal(err)
+	}
+	p.gone(keeper)
+	p.gone(server)
 }
 
 // gone waits for the end of a mount's process, which is no child of ours.
@@ -242,7 +259,7 @@ func TestHangUpReopensTheLog(t *testing.T) {
 func TestDeadMountIsReplaced(t *testing.T) {
 	p := newPlace(t)
 	p.expect(0, "mount", "-c", p.config, p.point)
-	p.signal(p.pids()[0], syscall.SIGKILL)
+	p.crash()
 	// ECONNABORTED: the kernel is just about to give the connection up.
 	if _, err := os.ReadDir(p.point); !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
 		t.Fatalf("the mount is not dead: %v", err)

@@ -92,7 +92,7 @@ func newRoot(child *daemon.Child, stderr io.Writer) *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see: %s --help", err, c.CommandPath())}
 	})
-	root.AddCommand(newMount(child, stderr), newUmount(), newCheck(), newVersion())
+	root.AddCommand(newMount(child, stderr), newUmount(), newCheck(), newVersion(), newServe(child, stderr))
 	return root
 }
 

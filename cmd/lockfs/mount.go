@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -99,24 +100,34 @@ func (r *mountRequest) run(child *daemon.Child, options []string) (err error) {
 	if child == nil && !r.foreground && !r.fake {
 		return daemon.Start(daemon.Options{})
 	}
-	return r.serve(child)
+	return r.keep(child)
 }
 
 // load reads the configuration and settles the mount point.
-func (r *mountRequest) load() (*config.Config, error) {
+func (r *mountRequest) load() (config.Source, *config.Config, error) {
 	var options []config.Option
 	for _, key := range r.options.Keys {
 		options = append(options, config.Option(key))
 	}
-	c, err := config.Load(r.configFile, options...)
+	source, err := config.Read(r.configFile, options...)
 	if err != nil {
-		return nil, err
+		return source, nil, err
+	}
+	// The server runs in another directory; relative paths start where the file is.
+	if source.File != "" {
+		if source.File, err = filepath.Abs(source.File); err != nil {
+			return source, nil, fmt.Errorf("configuration %s: %w", source.File, err)
+		}
+	}
+	c, err := source.Config()
+	if err != nil {
+		return source, nil, err
 	}
 	if r.point == "" {
 		r.point = c.Mountpoint
 	}
 	if r.point == "" {
-		return nil, usageError{errors.New("no mount point; name one: lockfs mount MOUNTPOINT, or mountpoint: in the configuration")}
+		return source, nil, usageError{errors.New("no mount point; name one: lockfs mount MOUNTPOINT, or mountpoint: in the configuration")}
 	}
-	return c, nil
+	return source, c, nil
 }

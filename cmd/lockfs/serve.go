@@ -4,111 +4,147 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"lockfs/backends"
 	"lockfs/backends/all"
 	"lockfs/cmd/internal/daemon"
+	"lockfs/cmd/internal/keeper"
 	"lockfs/cmd/internal/logging"
 	"lockfs/config"
 	"lockfs/fs"
-	"lockfs/fs/mountpoint"
 )
 
-// goodbye bounds releasing and unmounting at the end. Less than the starter's
-// patience with a daemon that is told to stop (package daemon).
-const goodbye = 12 * time.Second
+// serveCommand is the server process's command, which the keeper calls.
+const serveCommand = "__serve"
 
-// errStopped is the cause of a context that a signal ended.
-var errStopped = errors.New("stopped by a signal")
+const (
+	// goodbye bounds releasing and unmounting at the end. Less than the starter's
+	// patience with a daemon that is told to stop (package daemon).
+	goodbye = 12 * time.Second
+	// serverGoodbye is the server's part of it.
+	serverGoodbye = 11 * time.Second
+	// again is how often a new server tries the back end that the one before had.
+	again = 500 * time.Millisecond
+)
 
-// serve mounts and stays until the mount is gone. child is nil in the
-// foreground. On an error nothing is left mounted.
-func (r *mountRequest) serve(child *daemon.Child) (err error) {
-	c, err := r.load()
+// Causes of a context's end.
+var (
+	errStopped = errors.New("stopped by a signal")
+	errGone    = errors.New("the keeper is gone or says so")
+)
+
+func newServe(child *daemon.Child, stderr io.Writer) *cobra.Command {
+	return &cobra.Command{
+		Use:    serveCommand,
+		Hidden: true,
+		Args:   arguments(0, 0),
+		RunE: func(*cobra.Command, []string) error {
+			if child == nil {
+				return usageError{errors.New("this command is for lockfs mount to call, not for people")}
+			}
+			return serve(child, stderr)
+		},
+	}
+}
+
+// serve is the server process: it serves what its keeper has mounted, until the mount is gone.
+func serve(child *daemon.Child, stderr io.Writer) (err error) {
+	var b brief
+	received, err := keeper.Receive(&b)
 	if err != nil {
 		return err
 	}
-	// All signals are taken care of before anything is there to be cleaned up.
-	ctx, reopen, stop := signals(child == nil, c.Log.File != "")
+	_ = os.WriteFile("/proc/self/comm", []byte("lockfs"), 0) // for ps(1); it was started as /proc/self/exe
+	if b.OOMScore != "" {
+		_ = os.WriteFile(oomScoreFile, []byte(b.OOMScore), 0) // no harm if not: then it is spared too
+	}
+	c, err := b.Source.Config()
+	if err != nil {
+		return err
+	}
+	ctx, reopen, stop := serverSignals(received.Gone)
 	defer stop()
-	if err := mountpoint.CheckFUSE(); err != nil {
-		return err
-	}
-	place, err := mountpoint.Prepare(r.point)
-	if err != nil {
-		return err
-	}
-	defer place.Release()
-	if r.fake {
-		return nil
-	}
-	log, err := logging.Open(c.Log, child == nil, r.stderr)
+	log, err := logging.Open(c.Log, b.Foreground, stderr)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
-	if place.Cleared > 0 {
-		log.Warn("took away a mount that a crashed server had left", "mountpoint", place.Path, "mounts", place.Cleared)
-	}
-	backend, err := all.Open(ctx, c, log.Logger)
+	backend, err := openBackend(ctx, c, received, log)
 	if err != nil {
-		return stopped(ctx, fmt.Errorf("no back end can be used: %s; lockfs check tells more", oneLine(err)))
+		return err
 	}
 	defer func() { err = errors.Join(err, backend.Close()) }()
-	server, err := r.mount(ctx, c, place, backend, log)
-	if err != nil {
-		return stopped(ctx, err)
+	if len(c.Ignored) > 0 {
+		log.Info("keys of the configuration that mean nothing to lockfs", "keys", c.Ignored)
 	}
-	place.Release()
-	if child != nil {
-		if err := child.Ready(); err != nil {
-			return errors.Join(err, unmount(server))
-		}
+	server, err := fs.Mount(ctx, fs.Options{Mountpoint: b.Point, Backend: backend, Config: c, Log: log.Logger,
+		AllowOther: b.AllowOther, Device: received.Device, Ledger: received.Page})
+	if err != nil {
+		return err
+	}
+	log.Info("mounted", "mountpoint", b.Point, "backend", backend.String(), "cluster", c.Cluster,
+		"node", c.Node, "config", c.File, "pid", os.Getppid(), "server", os.Getpid())
+	tell := child.Ready
+	if b.Foreground {
+		tell = child.Announce
+	}
+	if err := tell(); err != nil {
+		return errors.Join(err, unmount(server))
 	}
 	log.Started()
 	return stay(ctx, server, log, reopen)
 }
 
-// mount makes the mount live.
-func (r *mountRequest) mount(ctx context.Context, c *config.Config, place *mountpoint.Place, backend backends.Backend, log *logging.Log) (*fs.Server, error) {
-	if len(c.Ignored) > 0 {
-		log.Info("keys of the configuration that mean nothing to lockfs", "keys", c.Ignored)
+// openBackend opens the first back end that answers, or, as the server of a mount that had one before, that one,
+// however long it takes: a mount never moves to another.
+func openBackend(ctx context.Context, c *config.Config, received *keeper.Received, log *logging.Log) (backends.Backend, error) {
+	chosen, ok := received.Page.Backend()
+	if !ok {
+		backend, index, err := all.OpenFirst(ctx, c, log.Logger)
+		if err != nil {
+			return nil, fmt.Errorf("no back end can be used: %s; lockfs check tells more", oneLine(err))
+		}
+		received.Page.SetBackend(index)
+		return backend, nil
 	}
-	server, err := fs.Mount(ctx, fs.Options{
-		Mountpoint:   place.Path,
-		Backend:      backend,
-		Config:       c,
-		Log:          log.Logger,
-		MountOptions: r.options.Kernel,
-		AllowOther:   r.options.AllowOther || os.Geteuid() == 0,
-	})
-	if err != nil {
-		return nil, err
+	one := *c
+	one.Backends = c.Backends[chosen : chosen+1]
+	for {
+		backend, err := all.Open(ctx, &one, log.Logger)
+		if err == nil || ctx.Err() != nil {
+			return backend, err
+		}
+		log.Warn("the new server waits for its back end", "error", oneLine(err))
+		select {
+		case <-time.After(again):
+		case <-ctx.Done():
+		}
 	}
-	log.Info("mounted", "mountpoint", place.Path, "backend", backend.String(), "cluster", c.Cluster,
-		"node", c.Node, "config", c.File, "pid", os.Getpid())
-	return server, nil
 }
 
-// stay returns when the mount is gone: unmounted by anyone, or here at a signal.
+// stay returns when the mount is gone: unmounted by anyone, or here when it is to end.
 func stay(ctx context.Context, server *fs.Server, log *logging.Log, reopen <-chan os.Signal) error {
 	gone := make(chan error, 1)
 	go func() { gone <- server.Wait() }()
 	for {
 		select {
 		case err := <-gone:
-			log.Info("unmounted")
 			return err
 		case <-reopen:
 			if err := log.Reopen(); err != nil {
 				log.Error("the log could not be opened again", "error", err)
 			}
 		case <-ctx.Done():
-			log.Info("unmounting", "reason", context.Cause(ctx))
+			if cause := context.Cause(ctx); !errors.Is(cause, errGone) {
+				log.Info("unmounting", "reason", cause)
+			}
 			err := unmount(server)
 			if err != nil {
 				log.Error("unmounting did not end well; the lease ends what is left", "error", err)
@@ -120,49 +156,30 @@ func stay(ctx context.Context, server *fs.Server, log *logging.Log, reopen <-cha
 
 // unmount releases all and unmounts.
 func unmount(server *fs.Server) error {
-	ctx, cancel := context.WithTimeout(context.Background(), goodbye)
+	ctx, cancel := context.WithTimeout(context.Background(), serverGoodbye)
 	defer cancel()
 	return server.Close(ctx)
 }
 
-// signals returns a context that the first SIGTERM or SIGINT ends; a second
-// one kills the process, as it would any. SIGHUP, where there is a log file,
-// asks to open it again, as those who rotate logs do. Where there is none it
-// means in the foreground that the terminal is gone, and counts as SIGTERM unless
-// nohup(1) has it ignored; in the background it means nothing.
-func signals(foreground, logFile bool) (ctx context.Context, reopen <-chan os.Signal, stop func()) {
+// serverSignals returns a context that ends when the keeper is gone, or at a signal to the server itself, as an init system
+// sends to all processes; a second signal changes nothing, for the end is bounded in time.
+func serverSignals(gone <-chan struct{}) (ctx context.Context, reopen <-chan os.Signal, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	ends, hangUps := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	signal.Notify(ends, syscall.SIGTERM, syscall.SIGINT)
-	switch {
-	case logFile:
-		signal.Notify(hangUps, syscall.SIGHUP)
-	case !foreground:
-		signal.Ignore(syscall.SIGHUP)
-	case !signal.Ignored(syscall.SIGHUP):
-		signal.Notify(ends, syscall.SIGHUP)
-	}
+	signal.Notify(hangUps, syscall.SIGHUP) // the keeper's, where there is a log to open again
 	done := make(chan struct{})
 	go func() {
 		select {
 		case s := <-ends:
-			signal.Stop(ends)
 			cancel(fmt.Errorf("%w: %s", errStopped, s))
+		case <-gone:
+			cancel(errGone)
 		case <-done:
 		}
 	}()
 	return ctx, hangUps, func() {
-		signal.Stop(ends)
-		signal.Stop(hangUps)
 		close(done)
 		cancel(nil)
 	}
-}
-
-// stopped names the signal as the reason of an error that came from it.
-func stopped(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); errors.Is(cause, errStopped) {
-		return fmt.Errorf("not mounted: %w", cause)
-	}
-	return err
 }

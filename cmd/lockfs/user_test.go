@@ -75,7 +75,7 @@ func plainUser(t *testing.T) {
 	p.gone(p.pids()[0])
 
 	p.finish(mount(), 0)
-	p.signal(p.pids()[1], syscall.SIGKILL)
+	p.crash()
 	if out := p.finish(mount(), 0); !strings.Contains(out, "took away a mount") {
 		t.Errorf("over the dead mount: %q", out)
 	}

@@ -28,8 +28,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// envReady marks the daemon and names the descriptor of the pipe.
-const envReady = "LOCKFS_READY_FD"
+// EnvReady marks the daemon and names the descriptor of the pipe.
+const EnvReady = "LOCKFS_READY_FD"
 
 // What the daemon writes: one of these bytes, then, behind failed, the message.
 const (
@@ -114,7 +114,7 @@ func spawn(args []string) (command *exec.Cmd, answer *os.File, err error) {
 	command = &exec.Cmd{
 		Path:        program,
 		Args:        args,
-		Env:         append(os.Environ(), envReady+"="+strconv.Itoa(firstExtra)),
+		Env:         append(os.Environ(), EnvReady+"="+strconv.Itoa(firstExtra)),
 		Stderr:      os.Stderr, // until it is ready
 		ExtraFiles:  []*os.File{theirs},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
@@ -164,8 +164,8 @@ type Child struct{ pipe *os.File }
 // process was not started by Start. To be called once, early: what this
 // process starts itself must not take itself for the daemon.
 func Inherited() (*Child, bool) {
-	fd, err := strconv.Atoi(os.Getenv(envReady))
-	_ = os.Unsetenv(envReady)
+	fd, err := strconv.Atoi(os.Getenv(EnvReady))
+	_ = os.Unsetenv(EnvReady)
 	if err != nil || fd < 3 {
 		return nil, false
 	}
@@ -194,7 +194,12 @@ func (c *Child) Ready() error {
 	if err := os.Chdir("/"); err != nil {
 		return fmt.Errorf("let go of the directory: %w", err)
 	}
-	_, err = c.pipe.Write([]byte{ready})
+	return c.Announce()
+}
+
+// Announce tells the starter that all is well, and lets go of nothing.
+func (c *Child) Announce() error {
+	_, err := c.pipe.Write([]byte{ready})
 	if closeErr := c.pipe.Close(); err == nil {
 		err = closeErr
 	}
@@ -202,6 +207,20 @@ func (c *Child) Ready() error {
 		return fmt.Errorf("tell whoever started this: %w", err)
 	}
 	return nil
+}
+
+// Answer reads what a Child says on the other end of its pipe: nil where it is ready, a *FailedError
+// where it said why not, io.ErrUnexpectedEOF where it ended without a word.
+func Answer(pipe io.Reader) error {
+	all, _ := io.ReadAll(pipe) // whatever the error: what came is what counts
+	message := string(all)
+	if strings.HasPrefix(message, string(ready)) {
+		return nil
+	}
+	if text, ok := strings.CutPrefix(message, string(failed)); ok {
+		return &FailedError{Text: text, ExitCode: 1}
+	}
+	return fmt.Errorf("it ended before it was ready: %w", io.ErrUnexpectedEOF)
 }
 
 // Fail tells the starter why the daemon can't run; the daemon is to exit next.

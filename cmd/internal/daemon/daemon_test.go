@@ -80,7 +80,7 @@ func daemon(child *Child, role, dir string) int {
 	}
 	cwd, _ := os.Getwd()
 	sid, _, _ := syscall.Syscall(syscall.SYS_GETSID, 0, 0, 0)
-	note(dir, "state", fmt.Sprintf("cwd=%s leader=%v env=%q fds=%q", cwd, int(sid) == os.Getpid(), os.Getenv(envReady), open))
+	note(dir, "state", fmt.Sprintf("cwd=%s leader=%v env=%q fds=%q", cwd, int(sid) == os.Getpid(), os.Getenv(EnvReady), open))
 	<-term
 	return 0
 }
