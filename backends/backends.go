@@ -55,6 +55,11 @@ type SessionOptions struct {
 	// TTL is the lease: so long after the last renewal the server may give
 	// what the session held to others.
 	TTL time.Duration
+	// LockDelay is how long what the session held stays closed to others when it
+	// ends without a goodbye, after its lease: for what knows no fencing tokens and may
+	// still get the dead holder's late writes. Its requests are gone at once.
+	// It is not kept by a server that forgets.
+	LockDelay time.Duration
 	// Log takes what nobody can be returned: failed renewals, reconnects.
 	// nil discards.
 	Log *slog.Logger

@@ -14,6 +14,7 @@ import (
 const (
 	defaultTTL     = 15 * time.Second
 	minTTL, maxTTL = 2 * time.Second, 5 * time.Minute
+	maxLockDelay   = 5 * time.Minute
 	maxClusterName = 64
 	maxNodeName    = 128
 )
@@ -100,6 +101,7 @@ func optionFields(d *draft) fields {
 		"no_write_permission": func(v value) { oneOf(v, &d.Policy.NoWritePermission, noWriteWords) },
 		"on_lost":             func(v value) { v.onLost(d, &d.Policy.OnLost) },
 		"session_ttl":         func(v value) { v.duration(&d.SessionTTL, minTTL, maxTTL, false) },
+		"lock_delay":          func(v value) { v.duration(&d.LockDelay, 0, maxLockDelay, false) },
 	}
 }
 

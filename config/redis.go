@@ -8,7 +8,10 @@ import (
 	"time"
 )
 
-const maxDB = 1<<31 - 1
+const (
+	maxDB       = 1<<31 - 1
+	maxReplicas = 16
+)
 
 // redisKeys is what a Redis config says, before it is put together. The keys
 // are lockfs's own and the keyword arguments of Python's redis client.
@@ -21,6 +24,7 @@ type redisKeys struct {
 	timeout        time.Duration
 	connectTimeout time.Duration
 	ssl, hasTLS    bool
+	replicas       int
 	sslKeys        []string
 	tls            TLS
 }
@@ -33,7 +37,7 @@ func (v value) redis() *Redis {
 	if timeout == 0 {
 		timeout = defaultRedisTimeout
 	}
-	r := &Redis{Network: "tcp", Address: joinPort(k.host, k.port), Timeout: timeout}
+	r := &Redis{Network: "tcp", Address: joinPort(k.host, k.port), Timeout: timeout, Replicas: k.replicas}
 	if k.socket != "" {
 		r.Network, r.Address = "unix", k.socket
 	}
@@ -71,6 +75,7 @@ func redisFields(k *redisKeys) fields {
 		"unix_socket_path": func(v value) {
 			v.text(&k.socket, "write an absolute path", checkAbsolute)
 		},
+		"replicas":               func(v value) { v.integer(&k.replicas, 0, maxReplicas) },
 		"db":                     func(v value) { v.integer(&k.db, 0, maxDB) },
 		"socket_timeout":         func(v value) { v.timeout(&k.timeout) },
 		"socket_connect_timeout": func(v value) { v.timeout(&k.connectTimeout) },

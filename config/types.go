@@ -17,6 +17,8 @@ type Config struct {
 	Mountpoint string
 	// SessionTTL is the lease: a node that died is cleaned up after it.
 	SessionTTL time.Duration
+	// LockDelay is how long the locks of a node that died stay closed after its lease.
+	LockDelay time.Duration
 	// Policy holds for all names that no entry of Policies matches.
 	Policy Policy
 	// Policies are tried in order; the first whose Pattern matches decides
@@ -96,6 +98,8 @@ type Redis struct {
 	TLS                *TLS
 	// Timeout bounds connecting and each request.
 	Timeout time.Duration
+	// Replicas is how many replicas have to know of a grant before it counts.
+	Replicas int
 }
 
 // TLS are PEM files, each of which may be empty.

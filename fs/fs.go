@@ -84,7 +84,7 @@ func New(ctx context.Context, o Options) (*FileSystem, error) {
 		return nil, err
 	}
 	f.life, f.end = context.WithCancel(context.WithoutCancel(ctx))
-	session := backends.SessionOptions{Node: o.Config.Node, TTL: o.Config.SessionTTL, Log: log}
+	session := backends.SessionOptions{Node: o.Config.Node, TTL: o.Config.SessionTTL, LockDelay: o.Config.LockDelay, Log: log}
 	table, err := locks.New(ctx, locks.Options{
 		Open: func(ctx context.Context) (backends.Session, error) {
 			return o.Backend.Open(ctx, session)

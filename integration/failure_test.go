@@ -71,7 +71,7 @@ func TestBackEndOutOfReach(t *testing.T) {
 }
 
 func outOfReach(t *testing.T, e *env, stop, start func()) {
-	const lease = "session_ttl: 1m"
+	const lease = "session_ttl: 20s" // and a Redis that was restarted grants nothing for as long
 	e.mount(lease)
 	e.mount(lease)
 	a, b, c, d := e.client(t, 0), e.client(t, 1), e.client(t, 1), e.client(t, 1)

@@ -28,6 +28,7 @@ type waiter struct {
 	gone    bool    // the caller has
 	told    bool    // Queued was called
 	attempt int     // the last one sent
+	arrival string  // its place in the queue, where it has one
 	early   *answer // a message that came before the attempt's answer
 }
 
@@ -42,6 +43,7 @@ const (
 type outcome struct {
 	claim backends.Claim
 	err   error
+	epoch string // of the answer or message; "" where it does not matter
 }
 
 // Acquire asks for a claim, as backends.Session says.
@@ -111,40 +113,36 @@ func (s *session) leave(w *waiter, cause error) outcome {
 
 // askQuickly makes the first attempt, and reports whether it was answered.
 func (s *session) askQuickly(w *waiter) bool {
-	if !s.b.mayBeQuick() {
+	epoch := s.knownNow()
+	if epoch == "" || !s.b.mayBeQuick() {
 		return false
 	}
 	attempt, confirmed := s.nextAttempt(w)
-	a, ok, err := s.b.quick(s.ctx, acquireScript, s.attempt(w, attempt)...)
+	a, ok, err := s.b.quick(s.ctx, acquireScript, s.attempt(w, epoch, attempt)...)
 	switch {
 	case !ok:
 		return false
 	case err != nil:
 		s.deliver(w, outcome{err: err}) // refused: it was not carried out
-	default:
-		s.answered(w, a, confirmed)
+		return true
 	}
-	return true
+	return a.outcome != "grace" && s.answered(w, a, epoch, confirmed)
 }
 
 // ask sends the request until an attempt has been answered.
 func (s *session) ask(w *waiter) {
 	begin := time.Now()
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
-		attempt, confirmed := s.nextAttempt(w)
-		ctx, cancel := context.WithTimeout(s.ctx, s.b.timeout)
-		a, err := s.b.eval(ctx, s.b.client, acquireScript, s.attempt(w, attempt)...)
-		cancel()
-		if err == nil {
-			s.answered(w, a, confirmed)
+		final, err := s.askOnce(w)
+		if final {
 			return
 		}
-		if !errors.Is(err, backends.ErrUnavailable) {
+		if err != nil && !errors.Is(err, backends.ErrUnavailable) {
 			s.deliver(w, outcome{err: err})
 			s.takeBack(w, true) // it may have been an earlier one's answer that was lost
 			return
 		}
-		if !w.Wait && time.Since(begin) >= s.b.timeout {
+		if err != nil && !w.Wait && time.Since(begin) >= s.b.timeout {
 			s.deliver(w, outcome{err: err})
 			s.takeBack(w, true)
 			return
@@ -157,6 +155,26 @@ func (s *session) ask(w *waiter) {
 			return
 		}
 	}
+}
+
+// askOnce makes one attempt, and reports whether it was answered for good. Without
+// an error it is to be repeated all the same.
+func (s *session) askOnce(w *waiter) (final bool, err error) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.b.timeout)
+	defer cancel()
+	epoch, err := s.known(ctx)
+	if err != nil {
+		return false, fmt.Errorf("%w: it may have forgotten the session's locks, and has not yet heard of them again: %w", backends.ErrUnavailable, err)
+	}
+	attempt, confirmed := s.nextAttempt(w)
+	a, err := s.b.eval(ctx, s.b.client, acquireScript, s.attempt(w, epoch, attempt)...)
+	if err != nil {
+		return false, err
+	}
+	if a.outcome == "grace" {
+		return false, errForgetful(time.Duration(a.number(0)) * time.Millisecond)
+	}
+	return s.answered(w, a, epoch, confirmed), nil
 }
 
 func (s *session) nextAttempt(w *waiter) (attempt int, confirmed uint64) {
@@ -173,24 +191,40 @@ func (s *session) isGone(w *waiter) bool {
 }
 
 // attempt is what the acquire script takes.
-func (s *session) attempt(w *waiter, n int) []any {
-	return []any{s.id, w.name, w.id, n, flag(w.Wait), w.request}
+func (s *session) attempt(w *waiter, epoch string, n int) []any {
+	return []any{epoch + s.id, w.name, w.id, n, flag(w.Wait), w.request}
 }
 
-// answered takes the answer to the last attempt. confirmed is the subscription
+// answered takes the answer to the last attempt, and reports whether it counts:
+// not where it is of an epoch that is over. confirmed is the subscription
 // at its sending: a message of an earlier one may be lost.
-func (s *session) answered(w *waiter, a answer, confirmed uint64) {
+func (s *session) answered(w *waiter, a answer, epoch string, confirmed uint64) bool {
 	if s.ended(a) {
-		return
+		return true
+	}
+	if a.outcome == "new" {
+		s.forgotten(epoch)
+		return false
 	}
 	if a.outcome == "queued" {
 		s.tellQueued(w) // before the outcome can be delivered: messages wait as long as ask runs
 	}
 	s.mu.Lock()
+	if !s.current(epoch) {
+		s.mu.Unlock()
+		return false
+	}
 	gone := w.gone
 	recheck := false
+	if a.outcome == "queued" {
+		w.arrival = a.text(1)
+	}
 	if a.outcome == "queued" && w.early != nil {
-		a = *w.early
+		a, w.early = *w.early, nil
+		if s.toBeCopied(a) {
+			s.mu.Unlock()
+			return false // another attempt waits for the replicas
+		}
 	}
 	waits := a.outcome == "queued"
 	if waits && !gone {
@@ -207,10 +241,16 @@ func (s *session) answered(w *waiter, a answer, confirmed uint64) {
 	case recheck:
 		s.crew.do(func() { s.recheck([]*waiter{w}) }) // not here: this may be the caller's goroutine
 	case !waits:
-		if !s.deliver(w, w.result(a)) && a.outcome == "granted" {
+		out := w.result(a)
+		out.epoch = epoch
+		switch delivered, stale := s.deliver(w, out); {
+		case stale:
+			return false
+		case !delivered && a.outcome == "granted":
 			s.takeBack(w, false)
 		}
 	}
+	return true
 }
 
 // tellQueued calls Queued once, without mu: it is not ours.
@@ -244,41 +284,68 @@ func (w *waiter) result(a answer) outcome {
 	return outcome{err: fmt.Errorf("%w: a script answers %q", backends.ErrForeign, a.outcome)}
 }
 
-// deliver hands the outcome to the caller; false: the caller has gone.
-func (s *session) deliver(w *waiter, out outcome) bool {
+// deliver hands the outcome to the caller. Not delivered: the caller has gone.
+// stale: it does not count, for its epoch is over.
+func (s *session) deliver(w *waiter, out outcome) (delivered, stale bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if out.epoch != "" && !s.current(out.epoch) {
+		return false, true
+	}
+	return s.hand(w, out), false
+}
+
+// hand is deliver with mu held, of an outcome that counts.
+func (s *session) hand(w *waiter, out outcome) bool {
 	if w.gone || s.over {
 		return false
 	}
 	if w.phase != settled {
 		w.phase = settled
 		delete(s.waiters, w.id)
+		if out.err == nil {
+			s.hold(w.name, out.claim)
+		}
 		w.out <- out
 	}
 	return true
 }
 
+// hold notes a claim that a caller is told of. mu is held.
+func (s *session) hold(name string, c backends.Claim) {
+	s.claims[c.ID] = held{name: name, spec: encodeLock(c.Lock, c.Hint), contended: c.Contended, token: c.Token}
+	s.b.saw(c.Token, 0)
+}
+
 // outcome takes a message about the request with this id. One that
 // comes before the attempt's answer waits for that: the attempt may have been
 // carried out and its answer lost, and then a further attempt is on its way.
-func (s *session) outcome(id string, a answer) {
+func (s *session) outcome(epoch, id string, a answer) {
 	s.mu.Lock()
 	w := s.waiters[id]
+	if !s.current(epoch) {
+		w = nil
+	}
 	if w != nil && w.phase == asking {
 		w.early = &a
 		w = nil
 	}
 	s.mu.Unlock()
-	if w != nil && !s.deliver(w, w.result(a)) {
-		return // the caller has gone, and who noticed takes it back
+	if w != nil && s.toBeCopied(a) {
+		s.askAgain(w)
+		return
+	}
+	if w != nil {
+		out := w.result(a)
+		out.epoch = epoch
+		s.deliver(w, out) // where the caller has gone, who noticed takes it back
 	}
 }
 
 // takeBack sees to it that nothing of the request stays behind, as long as the
 // session lives. late: an attempt may still be on its way.
 func (s *session) takeBack(w *waiter, late bool) {
-	if _, err := s.try(s.ctx, dropScript, w.name, w.id, flag(late)); err != nil && !errors.Is(err, backends.ErrSessionOver) {
+	if _, err := s.try(s.ctx, nil, dropScript, w.name, w.id, flag(late)); err != nil && !errors.Is(err, backends.ErrSessionOver) {
 		s.log.Error("a lock request could not be taken back", "backend", s.b.where, "lock", w.name, "error", err)
 	}
 }
@@ -304,27 +371,44 @@ func (s *session) recheck(waiting []*waiter) {
 	for i, w := range waiting {
 		args[i] = w.id
 	}
-	a, err := s.try(s.ctx, recheckScript, args...)
+	var lost []*waiter
+	_, err := s.try(s.ctx, func(a answer) { lost = s.rechecked(waiting, a) }, recheckScript, args...)
 	if err != nil {
 		if !errors.Is(err, backends.ErrSessionOver) {
 			s.log.Error("asking what became of lock requests", "backend", s.b.where, "error", err)
 		}
 		return
 	}
-	for i, w := range waiting {
-		switch token := a.text(2 * i); {
-		case token == "q":
-		case token != "":
-			s.deliver(w, w.result(answer{"granted", []any{token, a.text(2*i + 1)}}))
-		case w.YieldTo != backends.ByOpen:
-			s.deliver(w, outcome{err: backends.ErrYield}) // only that ends a wait without a grant
-		default:
-			s.askAgain(w)
-		}
+	for _, w := range lost {
+		s.askAgain(w)
 	}
 }
 
-// askAgain is for a request that the server has lost although it knows the session.
+// rechecked takes the recheck script's answer, with mu held. It returns those of
+// whom the server does not know.
+func (s *session) rechecked(waiting []*waiter, a answer) (lost []*waiter) {
+	for i, w := range waiting {
+		switch token := a.text(2 * i); {
+		case token == "q" || w.phase != queued:
+		case token != "" && s.b.replicas > 0:
+			lost = append(lost, w)
+		case token != "":
+			s.hand(w, w.result(answer{"granted", []any{token, a.text(2*i + 1)}}))
+		case w.YieldTo != backends.ByOpen:
+			s.hand(w, outcome{err: backends.ErrYield}) // only that ends a wait without a grant
+		default:
+			lost = append(lost, w)
+		}
+	}
+	return lost
+}
+
+// toBeCopied reports whether the message of a grant is to be followed by an attempt
+// that waits for replicas.
+func (s *session) toBeCopied(a answer) bool { return s.b.replicas > 0 && a.outcome == "granted" }
+
+// askAgain is for a request that the server has lost although it knows the session, or
+// whose grant has to be waited for.
 func (s *session) askAgain(w *waiter) {
 	s.mu.Lock()
 	lost := w.phase == queued && !w.gone
@@ -355,19 +439,35 @@ func (s *session) Change(ctx context.Context, name string, changes []backends.Ch
 			parts = append(parts, backends.Claim{ID: id, Lock: keep.Lock, Hint: keep.Hint})
 		}
 	}
-	a, err := s.call(ctx, s.ctx, changeScript, args...)
+	a, err := s.call(ctx, s.ctx, func(a answer) { s.changed(name, changes, parts, a) }, changeScript, args...)
 	if err != nil {
 		return nil, s.called("changing locks on", name, err)
 	}
-	claims := parts[:0]
+	return kept(parts, a), nil
+}
+
+// changed notes what the server has carried out. mu is held.
+func (s *session) changed(name string, changes []backends.Change, parts []backends.Claim, a answer) {
+	for _, c := range changes {
+		delete(s.claims, c.ID)
+	}
+	for _, c := range kept(parts, a) {
+		s.hold(name, c)
+	}
+}
+
+// kept are the parts that the change script has made claims of.
+func kept(parts []backends.Claim, a answer) []backends.Claim {
+	var claims []backends.Claim
 	for i, part := range parts {
-		if part.Token, err = strconv.ParseUint(a.text(2*i), 10, 64); err != nil {
+		token, err := strconv.ParseUint(a.text(2*i), 10, 64)
+		if err != nil {
 			continue // its claim is gone
 		}
-		part.Seq, part.Contended = part.Token, a.text(2*i+1) == "1"
+		part.Token, part.Seq, part.Contended = token, token, a.text(2*i+1) == "1"
 		claims = append(claims, part)
 	}
-	return claims, nil
+	return claims
 }
 
 // Holders returns the claims in conflict with a lock, as backends.Session says.
@@ -378,7 +478,7 @@ func (s *session) Holders(ctx context.Context, name string, lock backends.Lock) 
 	}
 	bounded, cancel := context.WithTimeout(s.ctx, s.b.timeout)
 	defer cancel()
-	a, err := s.call(ctx, bounded, holdersScript, name, encodeLock(lock, 0))
+	a, err := s.call(ctx, bounded, nil, holdersScript, name, encodeLock(lock, 0))
 	if err != nil {
 		return nil, s.called(what, name, err)
 	}

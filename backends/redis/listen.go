@@ -13,6 +13,9 @@ import (
 	"lockfs/backends"
 )
 
+// toAll is the channel, behind the prefix, of what is told all sessions.
+const toAll = "c:"
+
 // listen reads the session's channel until the session is over, subscribing
 // anew when the connection breaks. ready takes the outcome of the first
 // subscription; where that fails, listen ends.
@@ -48,8 +51,13 @@ func (s *session) listenOnce(confirmed func()) error {
 	defer stop()
 	s.mu.Lock()
 	s.channel = channel
+	own := s.b.keys[0] + "c:" + s.id
+	channels := []string{own}
+	if s.joined {
+		channels = []string{s.b.keys[0] + toAll, own}
+	}
 	s.mu.Unlock()
-	if err := channel.Subscribe(s.ctx, s.b.keys[0]+"c:"+s.id); err != nil {
+	if err := channel.Subscribe(s.ctx, channels...); err != nil {
 		return fmt.Errorf("subscribing: %w", failure(err))
 	}
 	for {
@@ -59,7 +67,9 @@ func (s *session) listenOnce(confirmed func()) error {
 		}
 		switch m := message.(type) {
 		case *goredis.Subscription:
-			confirmed()
+			if m.Channel == own {
+				confirmed()
+			}
 		case *goredis.Message:
 			s.told(m.Payload)
 		}
@@ -81,6 +91,7 @@ func (s *session) subscribed() {
 	s.mu.Unlock()
 	s.echo.Store(s.beat.Load())
 	s.box.lost()
+	s.crew.do(s.probe)
 	s.crew.do(s.recheckAll)
 }
 
@@ -99,11 +110,19 @@ func (s *session) told(message string) {
 			s.box.wanted(name, n)
 		}
 	case "y":
-		s.outcome(rest, answer{outcome: "yield"})
-	case "g":
-		if parts := strings.SplitN(rest, " ", 3); len(parts) == 3 {
-			s.outcome(parts[2], answer{"granted", []any{parts[0], parts[1]}})
+		if epoch, id, ok := strings.Cut(rest, " "); ok {
+			s.outcome(epoch, id, answer{outcome: "yield"})
 		}
+	case "g":
+		if parts := strings.SplitN(rest, " ", 4); len(parts) == 4 {
+			s.outcome(parts[0], parts[3], answer{"granted", []any{parts[1], parts[2]}})
+		}
+	case "over":
+		s.end(fmt.Errorf("another session was granted what this one holds, by a server that had forgotten it: %w", backends.ErrSessionOver))
+	case "new": // to all: the server may have forgotten
+		s.crew.do(s.probe)
+	case "open": // to all: a grace period is over
+		s.crew.do(s.recheckAll)
 	}
 }
 

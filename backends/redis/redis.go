@@ -29,10 +29,14 @@
 // that nobody holds or wants stays, but for the counter. Names of any
 // bytes are kept as they are.
 //
-// Not covered: a server that comes back without its latest data (no appendonly,
-// or a fail-over that lost writes), or whose clock jumps ahead, can let
-// a second holder in before the first one's lease has ended. Redis Cluster is
-// refused.
+//   - The server can forget: it comes back without its latest data, or a replica
+//     takes over that lacks them. Every connection begins with a check that sees it.
+//     Then nobody is granted anything for the length of a lease, while those
+//     who live say anew what they hold (epoch.go, lua/epoch.lua).
+//
+// Not covered: two masters at a time, or a server's clock that jumps ahead, can
+// let a second holder in before the first one's lease has ended; docs/reliability.md
+// says what to do about it. Redis Cluster is refused.
 package redis
 
 import (
@@ -70,11 +74,17 @@ type Backend struct {
 	keys    []string // the prefix, as the scripts' only key
 	where   string
 	timeout time.Duration
-	log     *slog.Logger
-	crew    *crew // runs the Store's requests
+	// replicas is how many of them have to know of a grant before it counts.
+	replicas int
+	log      *slog.Logger
+	crew     *crew // runs the Store's requests
 	// slowUntil is when requests are tried in their callers' goroutines again (quick).
 	slowUntil atomic.Int64
 	quickOnes atomic.Int32 // how many are being tried so
+	// stamp is the greatest stamp that was seen, hold the longest that any
+	// session of the cluster may hold what it has after its last renewal (epoch.go).
+	stamp atomic.Uint64
+	hold  atomic.Int64
 }
 
 var _ backends.Backend = (*Backend)(nil)
@@ -98,16 +108,19 @@ func Open(ctx context.Context, conf config.Redis, cluster string, log *slog.Logg
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", where, err)
 	}
+	b := &Backend{keys: []string{prefix(cluster)}, where: where, timeout: options.ReadTimeout, replicas: conf.Replicas, log: log, crew: newCrew()}
+	first := *options // looks at the server before the others may rely on it
+	options.OnConnect = b.check
 	beats := *options
 	beats.PoolSize = 1
-	b := &Backend{
-		client: goredis.NewClient(options), beats: goredis.NewClient(&beats),
-		keys: []string{prefix(cluster)}, where: where, timeout: options.ReadTimeout, log: log, crew: newCrew(),
-	}
+	b.client, b.beats = goredis.NewClient(options), goredis.NewClient(&beats)
 	_, err = detach(ctx, b.crew, nil, func() (struct{}, error) {
+		client := goredis.NewClient(&first)
+		defer client.Close()
+		defer context.AfterFunc(ctx, func() { _ = client.Close() })()
 		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.timeout)
 		defer cancel()
-		return struct{}{}, b.verify(bounded)
+		return struct{}{}, b.verify(bounded, client)
 	})
 	if err != nil {
 		_ = b.Close()

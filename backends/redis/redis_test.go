@@ -126,7 +126,7 @@ func (n *line) accept() {
 		if err != nil {
 			return
 		}
-		server, err := net.Dial("tcp", n.target)
+		server, err := net.Dial("tcp", n.to())
 		if err != nil {
 			_ = client.Close()
 			continue
@@ -137,6 +137,20 @@ func (n *line) accept() {
 		n.wg.Go(func() { n.copy(client, server) })
 		n.wg.Go(func() { n.copy(server, client) })
 	}
+}
+
+func (n *line) to() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.target
+}
+
+// lead makes the line lead to another server, as a fail-over does.
+func (n *line) lead(target string) {
+	n.mu.Lock()
+	n.target = target
+	n.mu.Unlock()
+	n.reset()
 }
 
 func (n *line) keep(conns ...net.Conn) bool {

@@ -31,14 +31,16 @@ func script(parts ...string) *goredis.Script {
 
 // The scripts, one a verb.
 var (
-	openScript    = script("head", "locks", "open")
-	renewScript   = script("head", "locks", "renew")
-	reapScript    = script("head", "locks", "reap")
-	acquireScript = script("head", "acquire1", "locks", "acquire")
-	changeScript  = script("head", "change1", "locks", "change")
-	dropScript    = script("head", "locks", "drop")
-	recheckScript = script("head", "locks", "recheck")
-	holdersScript = script("head", "locks", "holders")
+	checkScript   = script("head", "epoch", "check")
+	openScript    = script("head", "epoch", "locks", "open")
+	assertScript  = script("head", "epoch", "locks", "assert")
+	renewScript   = script("head", "epoch", "locks", "renew")
+	reapScript    = script("head", "epoch", "locks", "reap")
+	acquireScript = script("head", "acquire1", "epoch", "locks", "acquire")
+	changeScript  = script("head", "change1", "epoch", "locks", "change")
+	dropScript    = script("head", "epoch", "locks", "drop")
+	recheckScript = script("head", "epoch", "locks", "recheck")
+	holdersScript = script("head", "epoch", "locks", "holders")
 
 	statScript      = script("files", "stat")
 	statInodeScript = script("files", "statinode")
@@ -79,7 +81,50 @@ func (a answer) number(i int) int64 {
 // eval runs a script once. An error that wraps backends.ErrUnavailable leaves
 // open whether the server has carried it out, or will.
 func (b *Backend) eval(ctx context.Context, c *goredis.Client, s *goredis.Script, args ...any) (answer, error) {
-	reply, err := s.Run(ctx, c, b.keys, args...).Slice()
+	if s == acquireScript && b.replicas > 0 {
+		return b.evalCopied(ctx, c, s, args...)
+	}
+	return decode(s.Run(ctx, c, b.keys, args...).Slice())
+}
+
+// evalCopied is eval for grants that replicas have to know of: the wait for them
+// goes out with the script. Where not enough of them know it in time, that is an
+// error that wraps backends.ErrUnavailable, and the grant is there all the same.
+//
+// WAIT is for what its own connection has written. A grant that another session's
+// release has made is waited for by a further attempt, whose number is written down.
+func (b *Backend) evalCopied(ctx context.Context, c *goredis.Client, s *goredis.Script, args ...any) (answer, error) {
+	patience := b.timeout
+	if end, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(end))
+	}
+	patience = max(patience*3/4, time.Millisecond) // 0 would be for ever
+	run := func(send func(pipe goredis.Pipeliner) *goredis.Cmd) (*goredis.Cmd, *goredis.Cmd) {
+		pipe := c.Pipeline()
+		grant, wait := send(pipe), pipe.Do(ctx, "WAIT", b.replicas, patience.Milliseconds())
+		_, _ = pipe.Exec(ctx) // each command has its own error
+		return grant, wait
+	}
+	grant, wait := run(func(pipe goredis.Pipeliner) *goredis.Cmd { return s.EvalSha(ctx, pipe, b.keys, args...) })
+	if goredis.HasErrorPrefix(grant.Err(), "NOSCRIPT") {
+		grant, wait = run(func(pipe goredis.Pipeliner) *goredis.Cmd { return s.Eval(ctx, pipe, b.keys, args...) })
+	}
+	a, err := decode(grant.Slice())
+	if err != nil || a.outcome != "granted" {
+		return a, err
+	}
+	know, err := wait.Int()
+	if err != nil {
+		return answer{}, failure(err)
+	}
+	if know < b.replicas {
+		return answer{}, fmt.Errorf("%w: %d of the %d replicas that the configuration asks for know of the lock within %v",
+			backends.ErrUnavailable, know, b.replicas, patience)
+	}
+	return a, nil
+}
+
+func decode(reply []any, err error) (answer, error) {
 	if err != nil {
 		return answer{}, failure(err)
 	}

@@ -27,6 +27,7 @@ type session struct {
 	b     *Backend
 	id    string
 	ttl   time.Duration
+	delay time.Duration // the lock delay
 	log   *slog.Logger
 	lease *lease.Lease
 	crew  *crew
@@ -52,15 +53,24 @@ type session struct {
 	// last may be lost.
 	confirmed uint64
 	channel   *goredis.PubSub
-	reapAt    time.Time // zero: not before a heartbeat says so
+	joined    bool // it listens to what is told all sessions
+	// epoch is the one in which the server knows what the session has; "" while
+	// that is being said: no request is sent then. news is closed when it is known again.
+	epoch string
+	news  chan struct{}
+	// said is the epoch for which the session last wrote down what it has.
+	said   string
+	claims map[string]held // what callers have been told of and not given up, by id
+	reapAt time.Time       // zero: not before a heartbeat says so
 }
 
 var _ backends.Session = (*session)(nil)
 
 func newSession(b *Backend, options backends.SessionOptions) *session {
 	s := &session{
-		b: b, id: newID(options.Node), ttl: options.TTL, log: options.Log, crew: newCrew(), box: newMailbox(),
-		done: make(chan struct{}), reapWake: make(chan struct{}, 1), waiters: map[string]*waiter{}, checked: time.Now(),
+		b: b, id: newID(options.Node), ttl: options.TTL, delay: options.LockDelay, log: options.Log, crew: newCrew(), box: newMailbox(),
+		done: make(chan struct{}), reapWake: make(chan struct{}, 1), waiters: map[string]*waiter{}, claims: map[string]held{},
+		news: make(chan struct{}), checked: time.Now(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -84,18 +94,36 @@ func (s *session) start(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	s.b.saw(0, s.ttl+s.delay)
 	sent := lease.Now()
-	_, err := detach(ctx, s.crew, nil, func() (answer, error) {
-		return s.b.eval(s.ctx, s.b.beats, openScript, s.id, s.ttl.Milliseconds())
+	a, err := detach(ctx, s.crew, nil, func() (answer, error) {
+		return s.b.eval(s.ctx, s.b.beats, openScript, s.who(noEpoch, s.ttl.Milliseconds(),
+			s.b.hold.Load()/int64(time.Millisecond), newEpochID(), s.b.stamp.Load(), s.delay.Milliseconds())...)
 	})
 	if err != nil {
-		return err
+		return withWayOut(err)
 	}
-	s.lease = lease.New(s.ttl, sent)
+	s.opened(a, sent)
 	s.crew.do(s.keep)
 	s.crew.do(s.reap)
 	s.crew.do(func() { s.box.run(s.ctx) })
 	return nil
+}
+
+// opened takes the answer of the open script to a request sent at sent.
+func (s *session) opened(a answer, sent time.Duration) {
+	if left := time.Duration(a.number(2)) * time.Millisecond; left > 0 {
+		s.log.Warn("the server is new, or may have forgotten who holds which lock: no locks are granted until those who hold some have had the time to say so",
+			"backend", s.b.where, "left", left)
+	}
+	s.lease = lease.New(s.ttl, sent)
+	s.mu.Lock()
+	s.epoch, s.said, s.joined = a.text(0), a.text(0), true
+	channel := s.channel
+	s.mu.Unlock()
+	s.reapSoon(time.Duration(a.number(1)) * time.Millisecond)
+	// Where that fails, the connection is broken, and listen makes another one.
+	_ = channel.Subscribe(s.ctx, s.b.keys[0]+toAll)
 }
 
 // keep renews the lease until the session is over.
@@ -113,14 +141,22 @@ func (s *session) renew(ctx context.Context) error {
 	// The last one's echo has had a whole interval to come.
 	deaf := s.echo.Load() < s.beat.Load()
 	n := s.beat.Load() + 1
-	a, err := s.b.eval(ctx, s.b.beats, renewScript, s.id, s.ttl.Milliseconds(), n)
-	if err != nil {
-		return fmt.Errorf("renewing the lease at %s: %w", s.b.where, err)
+	epoch, err := s.known(ctx)
+	var a answer
+	if err == nil {
+		a, err = s.b.eval(ctx, s.b.beats, renewScript, s.who(epoch, s.ttl.Milliseconds(), n)...)
 	}
-	if a.outcome == "over" {
+	switch {
+	case err != nil:
+		return fmt.Errorf("renewing the lease at %s: %w", s.b.where, err)
+	case a.outcome == "over":
 		return errUnknown(s.b.where)
+	case a.outcome == "new":
+		s.forgotten(epoch)
+		return fmt.Errorf("renewing the lease at %s: %w: it has started anew or was replaced", s.b.where, backends.ErrUnavailable)
 	}
 	s.beat.Store(n)
+	s.b.saw(uint64(a.number(3)), time.Duration(a.number(2))*time.Millisecond)
 	if deaf || a.number(0) == 0 {
 		s.log.Warn("no messages arrive; subscribing anew", "backend", s.b.where)
 		s.crew.do(s.unlisten)
@@ -195,7 +231,7 @@ func (s *session) nextReap() time.Time {
 // reapOnce returns when the next lease of any session ends.
 func (s *session) reapOnce() time.Duration {
 	for {
-		a, err := s.b.eval(s.ctx, s.b.client, reapScript, s.id, "dead")
+		a, err := s.b.eval(s.ctx, s.b.client, reapScript, s.who(noEpoch, "dead")...)
 		if err != nil {
 			return longPause
 		}
@@ -221,6 +257,7 @@ func (s *session) end(err error) {
 	s.cancel()
 	s.crew.close()
 	clear(s.waiters) // their callers see done
+	clear(s.claims)
 }
 
 // overError is what methods return when the session is over.
@@ -266,7 +303,7 @@ func (s *session) Close(ctx context.Context) error {
 func (s *session) goodbye(ctx context.Context) error {
 	for {
 		bounded, cancel := context.WithTimeout(ctx, s.b.timeout)
-		a, err := s.b.try(bounded, reapScript, s.id, "end")
+		a, err := s.b.try(bounded, reapScript, s.who(noEpoch, "end")...)
 		cancel()
 		if err != nil {
 			return err
@@ -286,31 +323,57 @@ func (s *session) ended(a answer) bool {
 	return true
 }
 
-// try runs a script until the server has answered or the session is over.
-func (s *session) try(ctx context.Context, script *goredis.Script, args ...any) (answer, error) {
-	a, err := s.b.try(ctx, script, append([]any{s.id}, args...)...)
-	if err == nil && s.ended(a) || s.ctx.Err() != nil {
-		return a, s.overError()
+// try runs a script until the server has answered in the current epoch, or the
+// session is over. apply, where not nil, takes the answer in the same step in
+// which it is seen to be of the current epoch, with mu held.
+func (s *session) try(ctx context.Context, apply func(answer), script *goredis.Script, args ...any) (answer, error) {
+	for {
+		epoch, err := s.known(ctx)
+		if err != nil {
+			return answer{}, err
+		}
+		a, err := s.b.try(ctx, script, s.who(epoch, args...)...)
+		if err == nil && s.ended(a) || s.ctx.Err() != nil {
+			return a, s.overError()
+		}
+		if err != nil || s.applied(epoch, a, apply) {
+			return a, err
+		}
 	}
-	return a, err
+}
+
+// applied reports whether an answer to a request of an epoch counts.
+func (s *session) applied(epoch string, a answer, apply func(answer)) bool {
+	if a.outcome == "new" {
+		s.forgotten(epoch)
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.current(epoch) {
+		return false
+	}
+	if apply != nil && !s.over {
+		apply(a)
+	}
+	return true
 }
 
 // call runs a script for a caller who may go: then it goes on by itself,
-// until it is answered or life ends.
-func (s *session) call(ctx, life context.Context, script *goredis.Script, args ...any) (answer, error) {
-	var a answer
-	var err error
-	ok := s.b.mayBeQuick()
-	if ok {
-		a, ok, err = s.b.quick(life, script, append([]any{s.id}, args...)...)
+// until it is answered or life ends. apply is as try has it.
+func (s *session) call(ctx, life context.Context, apply func(answer), script *goredis.Script, args ...any) (answer, error) {
+	if epoch := s.knownNow(); epoch != "" && s.b.mayBeQuick() {
+		a, ok, err := s.b.quick(life, script, s.who(epoch, args...)...)
+		switch {
+		case ok && err != nil:
+			return a, err
+		case ok && s.ended(a):
+			return a, s.overError()
+		case ok && s.applied(epoch, a, apply):
+			return a, nil
+		}
 	}
-	if !ok {
-		return detach(ctx, s.crew, s.done, func() (answer, error) { return s.try(life, script, args...) })
-	}
-	if err == nil && s.ended(a) {
-		return a, s.overError()
-	}
-	return a, err
+	return detach(ctx, s.crew, s.done, func() (answer, error) { return s.try(life, apply, script, args...) })
 }
 
 // called makes the error of a method of the session.

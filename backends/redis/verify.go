@@ -20,8 +20,8 @@ import (
 const minMajor, minMinor = 6, 2
 
 // verify checks that the server can be used.
-func (b *Backend) verify(ctx context.Context) error {
-	text, err := b.client.Info(ctx).Result()
+func (b *Backend) verify(ctx context.Context, client *goredis.Client) error {
+	text, err := client.Info(ctx).Result()
 	if err != nil {
 		return withWayOut(failure(err))
 	}
@@ -33,7 +33,7 @@ func (b *Backend) verify(ctx context.Context) error {
 		b.log.Warn("Redis may evict locks when its memory is full; set maxmemory-policy to noeviction or volatile-*",
 			"backend", b.where, "maxmemory-policy", policy)
 	}
-	return withWayOut(b.probe(ctx))
+	return withWayOut(b.probe(ctx, client))
 }
 
 // withWayOut says what to do about a refusal. Redis's own texts name no secret.
@@ -107,11 +107,11 @@ func parseInfo(text string) map[string]string {
 }
 
 // probe checks that we may write and publish, in the way that the scripts do.
-func (b *Backend) probe(ctx context.Context) error {
+func (b *Backend) probe(ctx context.Context, client *goredis.Client) error {
 	const text = `redis.call('SET', KEYS[1] .. 'probe', '1', 'PX', 1000)
 redis.call('PUBLISH', KEYS[1] .. 'c:probe', '1')
 return redis.call('DEL', KEYS[1] .. 'probe')`
-	if err := b.client.Eval(ctx, text, b.keys).Err(); err != nil {
+	if err := client.Eval(ctx, text, b.keys).Err(); err != nil {
 		return failure(err)
 	}
 	return nil

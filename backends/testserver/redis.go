@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -40,7 +42,9 @@ func Redis(t testing.TB, args ...string) *RedisServer {
 	for range 5 { // another program may take the port first
 		s.port = freePort(t)
 		if err = s.start(); err == nil {
-			return s
+			if err = s.declareNew(); err == nil {
+				return s
+			}
 		}
 	}
 	t.Fatal(err)
@@ -55,6 +59,45 @@ func (s *RedisServer) PID() int { return s.cmd.Process.Pid }
 
 // Dir is the server's data directory.
 func (s *RedisServer) Dir() string { return s.dir }
+
+// declareNew says that the server can have forgotten nothing (docs/reliability.md),
+// for each database: it grants locks at once. A server that is started again is
+// not declared new. Where the server refuses, tests have other plans with it.
+func (s *RedisServer) declareNew() error {
+	conn, err := net.DialTimeout("tcp", s.Addr(), time.Second)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	commands := ""
+	if i := slices.Index(s.args, "--requirepass"); i >= 0 {
+		commands = "AUTH " + s.args[i+1] + "\r\n"
+	}
+	if _, err := io.WriteString(conn, commands+"INFO server\r\n"); err != nil {
+		return err
+	}
+	run, r := "", bufio.NewReader(conn)
+	for run == "" {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return fmt.Errorf("asking for the run_id: %w", err)
+		}
+		run, _ = strings.CutPrefix(strings.TrimSpace(line), "run_id:")
+		if !strings.HasPrefix(line, "run_id:") {
+			run = ""
+		}
+	}
+	commands = ""
+	for db := range 16 {
+		commands += fmt.Sprintf("SELECT %d\r\nSET lockfs:new %s\r\n", db, run)
+	}
+	if _, err := io.WriteString(conn, commands+"QUIT\r\n"); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, r) // until it has done all of it
+	return err
+}
 
 // Start starts the server again after Stop, with the same port and data directory.
 func (s *RedisServer) Start() {

@@ -3,13 +3,14 @@
 -- An attempt is obeyed only if no later one, nor a drop, came before it: a
 -- request that was held up on the way must not take what nobody waits for.
 local name, id, attempt = ARGV[2], ARGV[3], tonumber(ARGV[4])
-if not alive(S) then return {'over'} end
+local no = refused()
+if no then return no end
 local before = call('HMGET', P .. 's:' .. S, 'i' .. id, 'a' .. id)
 if before[2] and tonumber(before[2]) >= attempt then return {'late'} end
 if attempt > 1 then call('HSET', P .. 's:' .. S, 'a' .. id, attempt) end
 if before[1] then
   local value = call('HGET', P .. 'g:' .. name, id)
-  if not value then return {'queued', next_end()} end
+  if not value then return {'queued', next_end(), call('ZSCORE', P .. 'q:' .. name, id)} end
   local e = claim(id, value)
   return {'granted', e.token, e.contended}
 end
@@ -17,8 +18,8 @@ end
 local L = load(name)
 if L.dirty then
   settle(L)
-elseif #L.granted == 0 then
-  L.complete = true -- the name is settled: where nobody has a claim, nobody waits
+elseif #L.granted == 0 and call('EXISTS', P .. 'q:' .. name) == 1 then
+  settle(L) -- a grace period has left it
 end
 local x = request(id, ARGV[6])
 
@@ -58,17 +59,18 @@ if L.dirty then -- the dead stood in the queue
   wait, lost = waits()
 end
 if lost then return {'deadlock'} end
-if not wait then
+if not wait and GRACE > 0 and ARGV[5] ~= '1' then return {'grace', GRACE} end
+if not wait and GRACE == 0 then
   grant(L, x)
   finish(L, x)
   if not (L.complete and #L.queue == 0) then settle(L) end -- some may yield to it
   return {'granted', x.token, x.contended}
 end
-if yields(L, x) then return {'yield'} end
+if wait and yields(L, x) then return {'yield'} end
 if ARGV[5] ~= '1' then return {'blocked'} end
 
-local arrival = number(stamp())
-call('ZADD', P .. 'q:' .. name, arrival, id)
+local arrival = stamp()
+call('ZADD', P .. 'q:' .. name, number(arrival), id)
 call('HSET', P .. 'w:' .. name, id, ARGV[6])
 call('HSET', P .. 's:' .. S, 'i' .. id, name)
 count_request(name, x, 1)
@@ -76,7 +78,7 @@ local told = {}
 for _, e in ipairs(L.granted) do
   if e.session ~= S and not told[e.session] and conflict(x, e) then
     told[e.session] = true
-    tell(e.session, 'w ' .. arrival .. ' ' .. name)
+    tell(e.session, 'w ' .. number(arrival) .. ' ' .. name)
   end
 end
-return {'queued', next_end()}
+return {'queued', next_end(), number(arrival)}

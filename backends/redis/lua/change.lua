@@ -1,7 +1,8 @@
 -- Change. ARGV[2] name; then for each change the claim's id, the number of
 -- parts to keep, and for each its new id and lock. Returns token and
 -- contended flag for each part, '' for parts of claims that are gone.
-if not alive(S) then return {'over'} end
+local no = refused()
+if no then return no end
 local name, reply, taken = ARGV[2], {'ok'}, dropped
 local key, index = P .. 'g:' .. name, P .. 's:' .. S
 

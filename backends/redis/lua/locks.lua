@@ -1,5 +1,3 @@
-local SESSIONS = P .. 'sessions'
-
 -- Functions cost each call that makes them, needed or not: what a script can
 -- decide without them comes before this (acquire1.lua, change1.lua).
 
@@ -14,20 +12,34 @@ local function alive(session)
   return known[session]
 end
 
--- A server whose memory is full refuses a script's first write if that may need
--- memory, and lets on a script that has written. Renewals and what frees
--- locks must go on, so they begin with a write that needs none.
-local function allow_writing() call('DEL', P .. 'none') end
+-- What a session has counts as long as it lives, and for its lock delay after
+-- its lease has ended; not after a goodbye, which leaves no end of the lease.
+local kept = {}
+local function holds(session)
+  if alive(session) then return true end
+  if kept[session] == nil then
+    local is = call('HMGET', P .. 's:' .. session, 'e', 'd')
+    kept[session] = is[1] and is[2] and tonumber(is[1]) + tonumber(is[2]) > now or false
+  end
+  return kept[session]
+end
 
 local function extend(session, ttl)
   call('HSET', P .. 's:' .. session, 'e', string.format('%.0f', now + ttl))
   call('ZADD', SESSIONS, now + ttl, session)
 end
 
--- The ms until the first lease of all ends; negative: one has ended.
+-- The ms until the first lease of all ends, or a grace period; negative: it has.
 local function next_end()
   local first = call('ZRANGE', SESSIONS, 0, 0, 'WITHSCORES')
-  return first[2] and first[2] - now or 86400000
+  local left = first[2] and first[2] - now or 86400000
+  return EPOCH and GRACE > 0 and math.min(left, GRACE) or left
+end
+
+-- Why the caller's request is not obeyed, or nil.
+local function refused()
+  if EPOCH ~= E then return {'new'} end
+  if not alive(S) then return {'over'} end
 end
 
 local last_stamp
@@ -39,11 +51,12 @@ local function stamp()
   return last_stamp
 end
 
-local function number(n) return string.format('%.0f', n) end
+-- Raises the counter to what somebody has seen.
+local function raise(seen)
+  if seen > tonumber(call('GET', P .. 'seq') or '0') then call('SET', P .. 'seq', number(seen)) end
+end
 
 local function owner(id) return string.match(id, '^(.*)/') end
-
-local function tell(session, message) return call('PUBLISH', P .. 'c:' .. session, message) end
 
 -- Reads mode, hint and range of a spec from position at.
 local function lock_at(spec, at)
@@ -113,7 +126,7 @@ local function load(name)
   local flat = call('HGETALL', P .. 'g:' .. name)
   for i = 1, #flat, 2 do
     local e = claim(flat[i], flat[i + 1])
-    if alive(e.session) then
+    if holds(e.session) then
       L.granted[#L.granted + 1] = e
       L.hint = math.max(L.hint, e.hint)
     else
@@ -245,6 +258,7 @@ end
 -- those get ahead that have a Held, and only those yield that have a YieldTo
 -- within the greatest hint; the counts say whether such are left.
 local function grant_in_order(L, granted)
+  if GRACE > 0 then return end
   local c = call('HMGET', P .. 'm:' .. L.name, 'h', '1', '2')
   local counts = {tonumber(c[1] or '0'), tonumber(c[2] or '0'), tonumber(c[3] or '0')}
   local wall, i = false, 1
@@ -273,14 +287,14 @@ local function settle(L)
       local x = L.queue[i]
       if yields(L, x) then
         take_out(L, i)
-        tell(x.session, 'y ' .. x.id)
+        tell(x.session, 'y ' .. EPOCH .. ' ' .. x.id)
         again = true
       end
     end
   end
   for _, x in ipairs(granted) do
     finish(L, x)
-    tell(x.session, 'g ' .. x.token .. ' ' .. x.contended .. ' ' .. x.id)
+    tell(x.session, 'g ' .. EPOCH .. ' ' .. x.token .. ' ' .. x.contended .. ' ' .. x.id)
   end
   L.dirty = false
 end

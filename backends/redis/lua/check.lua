@@ -1,0 +1,3 @@
+-- What every connection begins with.
+check()
+return {'ok'}
