@@ -99,7 +99,9 @@ func (c creation) handle(f *FileSystem) (h *handle, bare bool) {
 	if c.locked() {
 		return c.told.handle, c.told.bare
 	}
-	return f.newHandle(c.name, c.in.Flags, c.in.Pid), false
+	h = f.newHandle(c.name, c.in.Flags, c.in.Pid)
+	h.created = c.excl
+	return h, false
 }
 
 // mayWait reports whether waiting may help where trying didn't.

@@ -18,6 +18,8 @@ type handle struct {
 	name string
 	// writable: opened for writing (or with O_TRUNC, which writes).
 	writable bool
+	// created: its open made the file, O_EXCL.
+	created bool
 	// pid is the process that opened it.
 	pid uint32
 	// flags are the descriptor's as last seen: fcntl(F_SETFL) can change O_NONBLOCK and O_APPEND.

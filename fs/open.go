@@ -190,5 +190,5 @@ func (f *FileSystem) discard(h *handle) {
 func (h *handle) whole() locks.Request {
 	return locks.Request{Name: h.name, Handle: h.id,
 		Owner: locks.Owner{Kind: locks.Description, ID: h.id},
-		Door:  locks.Open, Lock: wholeWrite, Writable: h.writable, PID: h.pid}
+		Door:  locks.Open, Lock: wholeWrite, Writable: h.writable, Created: h.created, PID: h.pid}
 }

@@ -39,11 +39,18 @@ type retry struct {
 	create *backends.Info
 	handle *handle // owned by the retry until it is taken
 	bare   bool    // of handle
+	late   bool    // it did not come back within retryFor
 	expiry *time.Timer
 }
 
-// retryFor is how long a thread may take to come back. It comes at once, or was killed.
+// retryFor is how long a handle, and the lock that it may have, is kept for the
+// thread to come back. It comes at once, or was killed; on a machine that is
+// overloaded it comes later, and begins anew.
 const retryFor = 500 * time.Millisecond
+
+// rememberFor is how long a thread is known to have been told. Were it told
+// twice in one call, its program would see ESTALE.
+const rememberFor = time.Minute
 
 func newRetries() *retries { return &retries{told: map[uint32]*retry{}} }
 
@@ -92,17 +99,28 @@ func (f *FileSystem) lookAgain(thread uint32, told retry) error {
 	r := f.retries
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	told.expiry = time.AfterFunc(retryFor, func() {
-		r.mu.Lock()
-		mine := r.told[thread] == &told
-		if mine {
-			delete(r.told, thread)
-		}
-		r.mu.Unlock()
-		if mine {
-			f.discardRetry(&told)
-		}
-	})
+	told.expiry = time.AfterFunc(retryFor, func() { f.lateRetry(thread, &told) })
 	r.told[thread] = &told
 	return syscall.ESTALE
+}
+
+// lateRetry lets go of the handle of a thread that has not come back, and later forgets the thread.
+func (f *FileSystem) lateRetry(thread uint32, told *retry) {
+	r := f.retries
+	r.mu.Lock()
+	if r.told[thread] != told {
+		r.mu.Unlock()
+		return
+	}
+	h, forgotten := told.handle, told.late
+	told.handle, told.bare, told.late = nil, false, true
+	if forgotten {
+		delete(r.told, thread)
+	} else {
+		told.expiry.Reset(rememberFor)
+	}
+	r.mu.Unlock()
+	if h != nil {
+		f.discard(h)
+	}
 }

@@ -33,6 +33,8 @@ type held struct {
 	backends.Lock
 	hint backends.Hint
 	pid  uint32
+	// created: by the open that made the file.
+	created bool
 }
 
 // waiter is a request that waits. Its fields are guarded by the table's mutex.
@@ -153,7 +155,7 @@ func (c *core) replace(r *Request) {
 	}
 	c.held = kept
 	if r.Lock.Mode != backends.None {
-		c.insert(held{owner: r.Owner, handle: r.Handle, Lock: r.Lock, hint: r.hint(), pid: r.PID})
+		c.insert(held{owner: r.Owner, handle: r.Handle, Lock: r.Lock, hint: r.hint(), pid: r.PID, created: r.Created})
 	}
 }
 

@@ -49,6 +49,8 @@ type Request struct {
 	Writable bool
 	// Wait as with F_SETLKW; else ErrWouldBlock where it would have to.
 	Wait bool
+	// Created, for Door Open: the open made the file, O_EXCL.
+	Created bool
 	// PID is the caller's process, for F_GETLK and for logs.
 	PID uint32
 	// YieldTo, for Door Open: return backends.ErrYield where the lock is held

@@ -14,7 +14,7 @@ import (
 const (
 	// keepPlace is how long an interrupted waiter keeps its place: the kernel
 	// sends the request again where the signal's handler restarts calls.
-	keepPlace = 20 * time.Millisecond
+	keepPlace = 30 * time.Millisecond
 	// flushGrace is how long a request that is not to wait gives a handle
 	// whose descriptor was just closed to be released (RELEASE comes after close(2)).
 	flushGrace = 20 * time.Millisecond
@@ -196,7 +196,8 @@ func (t *Table) begin(r *Request) (w *waiter, done, freed <-chan struct{}, err e
 		}
 	} else if n.yields(r) {
 		return nil, nil, nil, backends.ErrYield
-	} else if r.Wait || len(n.inTheWay(r)) == 0 {
+	} else if r.Wait || len(n.inTheWay(r)) == 0 || r.YieldTo != backends.ByOpen {
+		// An open asks even where an owner here is in its way: one on another node may be one to yield to.
 		n.outside = append(n.outside, w)
 	}
 	return t.enlist(n, w)
@@ -298,15 +299,19 @@ func (t *Table) expire(w *waiter) {
 
 // waitsForItself gives up an open that waits for a lock that its own process holds through
 // another descriptor, where nobody but this single-threaded process could let go.
+// One exception: a program that made the file by O_EXCL, opens it again and closes the
+// first descriptor then (Python's mailbox does) is let through.
 func (t *Table) waitsForItself(w *waiter) error {
 	if w.Door != Open || t.options.Alone == nil || !w.Wait {
 		return nil
 	}
 	t.mu.Lock()
-	own := slices.ContainsFunc(t.name(w.Name).inTheWay(&w.Request), func(h held) bool {
-		_, closing := t.flushed[h.handle]
-		return h.pid == w.PID && !closing
-	})
+	own, created := false, true
+	for _, h := range t.name(w.Name).inTheWay(&w.Request) {
+		if _, closing := t.flushed[h.handle]; h.pid == w.PID && !closing {
+			own, created = true, created && h.created
+		}
+	}
 	t.mu.Unlock()
 	if !own || !t.options.Alone(w.PID, w.Name) {
 		return nil
@@ -317,6 +322,9 @@ func (t *Table) waitsForItself(w *waiter) error {
 		return w.err
 	}
 	t.drop(t.name(w.Name), w)
+	if created && w.YieldTo == backends.ByCall {
+		return backends.ErrYield
+	}
 	return backends.ErrDeadlock
 }
 

@@ -398,6 +398,18 @@ func TestOpenThatWaitsForItself(t *testing.T) {
 	})
 }
 
+func TestOpenOfAFileThatItsProcessMade(t *testing.T) {
+	onNodes(t, 1, func(s *script) {
+		s.nodes[0].options.Alone = func(uint32, string) bool { return true }
+		first := open(1, backends.ByCall, true)
+		first.Created = true
+		s.now(0, first, nil)
+		s.now(0, open(2, backends.ByCall, true), backends.ErrYield)
+		s.now(0, open(3, backends.ByCallOnWritable, true), backends.ErrDeadlock)
+		s.release(0, 1)
+	})
+}
+
 func TestJustClosedDescriptor(t *testing.T) {
 	onNodes(t, 1, func(s *script) {
 		s.now(0, flock(1, backends.Write, false), nil)
