@@ -49,7 +49,9 @@ type holder struct {
 
 // holdScript's loop asks nothing of the mount. The clock that it writes is CLOCK_BOOTTIME's (/proc/uptime counts sleep), 10 ms fine.
 const holdScript = `
-import os, sys, time, fcntl
+import os, sys, time, fcntl, signal
+if len(sys.argv) > 4:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 f = os.open(sys.argv[1], os.O_RDONLY | os.O_CREAT, 0o666)
 fcntl.flock(f, fcntl.LOCK_EX)
 child = os.fork()
@@ -61,10 +63,11 @@ while True:
     time.sleep(0.0005)
 `
 
-func hold(t *testing.T, n *place, name string) *holder {
+// hold starts a holder; stubborn ones ignore SIGTERM.
+func hold(t *testing.T, n *place, name string, stubborn ...string) *holder {
 	t.Helper()
 	h := &holder{t: t, signs: [2]string{filepath.Join(n.dir, "parent"), filepath.Join(n.dir, "child")}}
-	h.cmd = exec.Command("python3", "-c", holdScript, filepath.Join(n.point, name), h.signs[0], h.signs[1])
+	h.cmd = exec.Command("python3", append([]string{"-c", holdScript, filepath.Join(n.point, name), h.signs[0], h.signs[1]}, stubborn...)...)
 	h.cmd.Stderr = os.Stderr
 	out, err := h.cmd.StdoutPipe()
 	if err != nil {
@@ -252,6 +255,83 @@ func TestBackEndOutOfReach(t *testing.T) {
 		t.Errorf("servers %v, on_lost eio: runs %v\n%s", n.servers(), spared.runs(), n.logText())
 	}
 	n.logHas("msg=\"lock lost\" name=kill/x mode=write pid=" + strconv.Itoa(h.pids[0]) + " command=python3 token=")
+}
+
+// TestServerStopsWhileAtIt: it has sent TERM, and does not come to the KILL. The keeper does.
+func TestServerStopsWhileAtIt(t *testing.T) {
+	t.Parallel()
+	redis := testserver.Redis(t)
+	n := newPlace(t)
+	n.configure(fmt.Sprintf("session_ttl: %v\non_lost: TERM then KILL after 200ms\nlog: {file: %s}\nbackends: [{type: redis, config: {url: 'redis://%s'}}]\n", ttl, n.log, redis.Addr()))
+	n.expect(0, "mount", "-c", n.config, n.point)
+	h := hold(t, n, "x", "stubborn")
+	if err := syscall.Kill(redis.PID(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	stopped := lease.Now()
+	for !strings.Contains(n.logText(), "signal=SIGTERM") {
+		time.Sleep(time.Millisecond)
+	}
+	if err := syscall.Kill(n.servers()[0], syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the holder's end", func() bool { return !h.runs() })
+	ran := h.lastSign() - stopped
+	t.Logf("ran for the last time %v after the back end stopped", ran)
+	if ran >= ttl {
+		t.Errorf("too late for a lease of %v", ttl)
+	}
+	if err := syscall.Kill(redis.PID(), syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	n.served(2)
+}
+
+// TestWaitersAreSpared: of those who have the file open, only the description that holds is meant, though the flock(1) that
+// locked it has ended. Who waits goes on waiting in the new session.
+func TestWaitersAreSpared(t *testing.T) {
+	t.Parallel()
+	redis := testserver.Redis(t)
+	n := newPlace(t)
+	n.configure(fmt.Sprintf("session_ttl: %v\non_lost: KILL\nlog: {file: %s}\nbackends: [{type: redis, config: {url: 'redis://%s'}}]\n", ttl, n.log, redis.Addr()))
+	n.expect(0, "mount", "-c", n.config, n.point)
+	script := func(text string) *exec.Cmd {
+		c := exec.Command("sh", "-c", text, "sh", filepath.Join(n.point, "x"), n.dir)
+		c.Stderr = os.Stderr
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	exists := func(name string) func() bool {
+		return func() bool { _, err := os.Stat(filepath.Join(n.dir, name)); return err == nil }
+	}
+	holder := script(`exec 9>>"$1"; flock 9; sleep 1000 & echo $! >"$2/held"; wait`)
+	within(t, "the lock", exists("held"))
+	waiter := script(`exec 9<"$1"; : >"$2/waits"; flock 9; : >"$2/got"`)
+	within(t, "the waiter", exists("waits"))
+	time.Sleep(100 * time.Millisecond) // it would be as good if it came later
+	if err := syscall.Kill(redis.PID(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Wait(); err == nil || holder.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("the holder: %v", err)
+	}
+	if err := syscall.Kill(redis.PID(), syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := waiter.Wait(); err != nil || !exists("got")() {
+		t.Errorf("the waiter: %v, got the lock: %v", err, exists("got")())
+	}
+	child, err := os.ReadFile(filepath.Join(n.dir, "held"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(child)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.gone(pid)
 }
 
 // TestEIO is the default: descriptors of the old mount fail, programs run on, the mount is fresh.

@@ -33,11 +33,13 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"lockfs/backends"
 	"lockfs/backends/lease"
 	"lockfs/cmd/internal/daemon"
+	"lockfs/config"
 	"lockfs/fs/holders"
 	"lockfs/fs/ledger"
 	"lockfs/fs/mountpoint"
@@ -54,7 +56,7 @@ const (
 	reap = 5 * time.Second
 )
 
-// Keeper says how to mount and serve. All fields but Hang-ups are needed.
+// Keeper says how to mount and serve. All fields but HangUp and Reopen are needed.
 type Keeper struct {
 	Attachment mountpoint.Attachment
 	// Command makes a new server's command: Receive is what it calls first. Its files but the standard ones are the keeper's.
@@ -292,6 +294,9 @@ func (k *Keeper) lose(s *server, reason error) {
 	if err != nil {
 		k.Log.Error("it is not known who holds locks: on_lost can't be done", "error", err)
 	}
+	if s.page.Busy() != backends.NoDeadline {
+		hurry(entries)
+	}
 	hunt := holders.Start(s.mount.Ledger(), entries, k.Log)
 	k.hunts.Go(func() { hunt.Finish(context.Background()) })
 	for _, e := range entries {
@@ -299,6 +304,15 @@ func (k *Keeper) lose(s *server, reason error) {
 			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", e.PID)) // may be gone
 			k.Log.Error("lock lost", "name", e.Name, "mode", e.Mode.String(), "pid", e.PID,
 				"command", strings.TrimSpace(string(comm)), "token", e.Token, "on_lost", e.OnLost.String(), "reason", reason)
+		}
+	}
+}
+
+// hurry is for when the server had begun and did not come to the end: the time for what is gentle is used up.
+func hurry(entries []ledger.Entry) {
+	for i := range entries {
+		if entries[i].OnLost.KillAfter > 0 {
+			entries[i].OnLost = config.OnLost{Signal: syscall.SIGKILL}
 		}
 	}
 }
