@@ -416,3 +416,50 @@ func TestTermWhileServerStandsStill(t *testing.T) {
 		t.Error("still mounted")
 	}
 }
+
+// TestNewServerIsLikeTheOld: it has the configuration that the first one had, and its back end, though by now the
+// file says something else, and a back end before it in the list answers.
+func TestNewServerIsLikeTheOld(t *testing.T) {
+	t.Parallel()
+	redis := testserver.Redis(t)
+	redis.Stop()
+	p := newPlace(t)
+	p.configure(fmt.Sprintf("log: {file: %s}\nbackends: [{type: redis, config: {url: 'redis://%s'}}, {type: file, config: {path: %s/state}}]\n", p.log, redis.Addr(), p.dir))
+	if out := p.expect(0, "mount", "-c", p.config, p.point); !strings.Contains(out, "NO SERVER ANSWERS") {
+		t.Errorf("it said %s", out)
+	}
+	redis.Start()
+	p.configure("nonsense")
+	if err := syscall.Kill(p.servers()[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.served(2)
+	if n := strings.Count(p.logText(), "msg=mounted mountpoint="+p.point+" backend=\"file in "); n != 2 {
+		t.Errorf("%d servers on the file back end:\n%s", n, p.logText())
+	}
+	p.expect(0, "umount", p.point)
+}
+
+// TestUnmountedBehindItsBack: a mount that somebody has taken away lazily is not made anew when its server dies.
+func TestUnmountedBehindItsBack(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.expect(0, "mount", "-c", p.config, p.point)
+	h := hold(t, p, "x")
+	p.expect(0, "umount", "-l", p.point)
+	if err := syscall.Kill(p.servers()[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.gone(p.pids()[0])
+	if p.mounted() || !h.runs() {
+		t.Errorf("mounted %v, the holder (on_lost eio) runs %v", p.mounted(), h.runs())
+	}
+}
+
+// TestServeIsNotForPeople: the hidden command touches nothing.
+func TestServeIsNotForPeople(t *testing.T) {
+	p := newPlace(t)
+	if out := p.expect(2, serveCommand); !strings.Contains(out, "not for people") {
+		t.Errorf("it said %s", out)
+	}
+}
