@@ -64,3 +64,62 @@ func TestAttachFails(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestReplace: while the dead mount is replaced nobody gets to see the directory below.
+func TestReplace(t *testing.T) {
+	point := t.TempDir()
+	below := point + "/below"
+	if err := os.WriteFile(below, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := Attachment{Point: point, Source: "lockfs", Subtype: "lockfs", AllowOther: true, MaxRead: 1 << 20, Options: []string{"default_permissions", "noexec"}}
+	device, err := Attach(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for unix.Unmount(point, unix.MNT_DETACH) == nil {
+		}
+	})
+	first, _, err := Find(point)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = device.Close() // dead
+	seen := make(chan error, 1)
+	go func() {
+		for n := 0; ; n++ {
+			_, err := os.Stat(below)
+			if err == nil || n > 0 && !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
+				seen <- err
+				return
+			}
+		}
+	}()
+	for range 20 {
+		if device, err = Replace(a, first); err != nil {
+			t.Fatal(err)
+		}
+		now, found, err := Find(point)
+		if err != nil || !found || now.ID == first.ID || now.Type != first.Type || now.Source != first.Source {
+			t.Fatalf("%+v after %+v, %v, %v", now, first, found, err)
+		}
+		first = now
+		_ = device.Close()
+	}
+	if err := first.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, _ := Find(point); found {
+		t.Error("mounts are left")
+	}
+	select {
+	case err := <-seen:
+		if err == nil {
+			return // only now, that all mounts are gone
+		}
+		t.Errorf("stat said %v", err)
+	case <-time.After(10 * time.Second):
+		t.Error("stat hangs")
+	}
+}

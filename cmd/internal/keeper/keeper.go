@@ -98,9 +98,9 @@ func (k *Keeper) Run(ctx context.Context) error {
 	defer k.hunts.Wait() // each ends by itself in the time that on_lost names
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	backend := -1
+	backend, dead := -1, mountpoint.Mount{}
 	for quick, first := 0, true; ; first = false {
-		s, err := k.start(ctx, backend, time.Duration(max(0, quick-1))*200*time.Millisecond)
+		s, err := k.start(ctx, backend, dead, time.Duration(max(0, quick-1))*200*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -113,19 +113,21 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if final {
 			return reason
 		}
+		dead = s.mount
 		if quick++; time.Since(s.began) > quickDeath {
 			quick = 1
 		}
 		if quick >= maxQuickDeaths {
+			k.detach(dead)
 			k.Log.Error("the server dies again and again: given up, nothing is mounted any more; look above for why, and mount again", "deaths", quick)
 			return fmt.Errorf("the server died %d times in a row, at last: %w", quick, reason)
 		}
 	}
 }
 
-// start mounts, and starts a server for it, on the back end that the one before had chosen. Mounted it is at
-// once: those who come during the pause wait for the new server, and don't lock what lies below.
-func (k *Keeper) start(ctx context.Context, backend int, pause time.Duration) (s *server, err error) {
+// start mounts, in place of the dead mount of the server before, if there was one, and starts a server, on the back end that
+// that had chosen. Mounted it is at once: those who come during the pause wait for the new server, and don't lock what lies below.
+func (k *Keeper) start(ctx context.Context, backend int, dead mountpoint.Mount, pause time.Duration) (s *server, err error) {
 	s = &server{ended: make(chan struct{}), began: time.Now()}
 	if s.page, err = ledger.New(); err != nil {
 		return nil, err
@@ -133,7 +135,12 @@ func (k *Keeper) start(ctx context.Context, backend int, pause time.Duration) (s
 	if backend >= 0 {
 		s.page.SetBackend(backend)
 	}
-	if s.device, err = mountpoint.Attach(k.Attachment); err != nil {
+	if dead.Point == "" {
+		s.device, err = mountpoint.Attach(k.Attachment)
+	} else {
+		s.device, err = mountpoint.Replace(k.Attachment, dead)
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.page.Close())
 	}
 	var found bool
@@ -263,7 +270,7 @@ func (k *Keeper) due(page *ledger.Ledger) time.Duration {
 }
 
 // bury ends what is left of a server and its mount. reason is nil where it ended well: then nothing is. Those who hold come
-// first: they are what is dangerous. final: there will be no other.
+// first: they are what is dangerous. final: there will be no other, so that the mount is taken away, too.
 func (k *Keeper) bury(s *server, reason error, final bool) {
 	if reason != nil {
 		if !final {
@@ -282,10 +289,16 @@ func (k *Keeper) bury(s *server, reason error, final bool) {
 	case <-time.After(reap):
 		k.Log.Error("the killed server does not go; it is left behind", "server", s.cmd.Process.Pid)
 	}
-	if err := s.mount.Detach(); err != nil {
-		k.Log.Error("the dead mount can't be taken away", "mountpoint", s.mount.Point, "error", err)
+	if final {
+		k.detach(s.mount)
 	}
 	_ = s.page.Close() // a mapping that was made can be undone
+}
+
+func (k *Keeper) detach(m mountpoint.Mount) {
+	if err := m.Detach(); err != nil {
+		k.Log.Error("the dead mount can't be taken away", "mountpoint", m.Point, "error", err)
+	}
 }
 
 // lose does what on_lost says, and logs each lock. What is to come later it does in the background.
