@@ -181,7 +181,13 @@ func (e *env) peers(n int) []*peer {
 
 func (e *env) peerOn(node Node, ttl time.Duration) *peer {
 	e.Helper()
-	s, err := node.Open(e.ctx(), backends.SessionOptions{Node: "node-of-" + e.Name(), TTL: ttl})
+	return e.peerWith(node, backends.SessionOptions{TTL: ttl})
+}
+
+func (e *env) peerWith(node Node, options backends.SessionOptions) *peer {
+	e.Helper()
+	options.Node = "node-of-" + e.Name()
+	s, err := node.Open(e.ctx(), options)
 	e.must(err)
 	p := &peer{Session: s, e: e, node: node}
 	var reader sync.WaitGroup

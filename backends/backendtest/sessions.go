@@ -16,6 +16,8 @@ var sessionTests = []test{
 	{"a dead waiter", testDeadWaiter},
 	{"a dead waiter behind a holder that lives", testDeadWaiterStays},
 	{"the dead node knows first", testDeadKnows},
+	{"lock delay", testLockDelay},
+	{"lock delay of a dead waiter", testLockDelayOfWaiter},
 	{"outlives its lease by renewing", testRenews},
 	{"sessions of one back end", testSessionsOfOne},
 	{"identity", testIdentity},
@@ -118,6 +120,57 @@ func (e *env) tookAtMost(killed time.Time, what string) {
 	if took > limit+500*time.Millisecond {
 		e.Errorf("%s after %v, want at most %v", what, took, limit)
 	}
+}
+
+// testLockDelay: what a dead session held stays closed for its lock delay; what a closed one held does not.
+func testLockDelay(e *env) {
+	const delay = 2 * time.Second
+	options := backends.SessionOptions{TTL: e.shortTTL(), LockDelay: delay}
+	p, leaving, dying := e.peer(), e.peerWith(e.Node(e.T), options), e.peerWith(e.Node(e.T), options)
+	leaving.get("left", writing)
+	e.must(leaving.Close(e.ctx()))
+	p.get("left", writing)
+
+	c := dying.get("let go", writing)
+	dying.drop("let go", c)
+	c = dying.get("shrunk", writing)
+	dying.change("shrunk", backends.Change{ID: c.ID, To: []backends.Keep{{Lock: lock(backends.Read, 5, 6)}}})
+	dying.get("one", writing)
+	q := p.queue("one", writing)
+	killed := time.Now()
+	dying.node.Kill()
+	p.get("let go", writing)
+	for !q.isDone() {
+		if time.Since(killed) > patience {
+			e.Fatal("the lock never comes free")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	q.granted()
+	took, limit := time.Since(killed), e.shortTTL()+delay+grace+time.Second
+	e.Logf("the lock came free after %v, the delay is %v", took, delay)
+	if took < delay || took > limit {
+		e.Errorf("the lock of a dead session came free after %v, want %v to %v", took, delay, limit)
+	}
+	p.get("shrunk", lock(backends.Write, 0, 4))
+	r := p.ask("shrunk", backends.Request{Lock: writing})
+	r.granted()
+	e.entries("one", 1)
+	e.entries("shrunk", 2)
+}
+
+// testLockDelayOfWaiter: a request that the dead had made is not kept.
+func testLockDelayOfWaiter(e *env) {
+	const name = "delayed waiter"
+	p := e.peers(2)
+	dying := e.peerWith(e.Node(e.T), backends.SessionOptions{TTL: e.shortTTL(), LockDelay: time.Minute})
+	p[0].get(name, reading)
+	dying.queue(name, writing)
+	q := p[1].queue(name, reading)
+	killed := time.Now()
+	dying.node.Kill()
+	q.granted()
+	e.tookAtMost(killed, "the one behind a dead waiter got in")
 }
 
 // testDeadWaiter: the dead one is next in line when the lock is let go.

@@ -76,9 +76,11 @@ func sameIDs(a, b queue.State) bool {
 	return slices.EqualFunc(a, b, func(x, y queue.Entry) bool { return x.ID == y.ID })
 }
 
-// dropDead takes out the entries of sessions that died.
+// dropDead takes out the entries of sessions that died, but for claims that
+// their lock delay keeps.
 func (t *txn) dropDead() bool {
 	var seen, dead []string
+	before := len(t.st)
 	for _, e := range t.st {
 		if e.Session != t.s.id && !slices.Contains(seen, e.Session) {
 			seen = append(seen, e.Session)
@@ -88,9 +90,14 @@ func (t *txn) dropDead() bool {
 		}
 	}
 	for _, id := range dead {
+		if left := t.s.a.delayLeft(id); left > 0 {
+			dropDelayed(&t.st, id)
+			t.s.wakeAfter(id, left)
+			continue
+		}
 		t.st.DropSession(id)
 	}
-	return len(dead) > 0
+	return len(t.st) < before
 }
 
 // settle serves the queue.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -235,11 +234,7 @@ func (s *session) listen(conn net.Conn) {
 
 // nodeOf returns what a session's node is called.
 func (a *area) nodeOf(id string) string {
-	var p presence
-	text, err := os.ReadFile(a.sessionPath(id))
-	if err != nil || json.Unmarshal(text, &p) != nil {
-		return "" // it has just left
-	}
+	p, _ := a.presenceOf(id) // it may have just left
 	return p.Node
 }
 

@@ -46,10 +46,14 @@ type session struct {
 	waiters map[string]*waiter
 	lines   map[string]*line
 	conns   map[net.Conn]struct{}
+	delays  map[string]bool // dead sessions whose lock delay is waited for
 }
 
 // presence is what a session's file says.
-type presence struct{ Node string }
+type presence struct {
+	Node      string
+	LockDelay time.Duration `json:",omitempty"` // in ns
+}
 
 const socketSuffix = ".s"
 
@@ -110,9 +114,9 @@ func (b *Backend) openSession(options backends.SessionOptions) (*session, error)
 		log = slog.New(slog.DiscardHandler)
 	}
 	s := &session{a: a, log: log, ttl: options.TTL, inbox: newInbox(), idle: make(chan struct{}),
-		names: map[string]int{}, waiters: map[string]*waiter{}, lines: map[string]*line{}, conns: map[net.Conn]struct{}{}}
+		names: map[string]int{}, waiters: map[string]*waiter{}, lines: map[string]*line{}, conns: map[net.Conn]struct{}{}, delays: map[string]bool{}}
 	s.life, s.finish = context.WithCancel(context.Background())
-	if err := s.register(options.Node); err != nil {
+	if err := s.register(presence{Node: options.Node, LockDelay: options.LockDelay}); err != nil {
 		return nil, err
 	}
 	sock, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: a.socketPath(s.id), Net: "unixpacket"})
@@ -129,8 +133,8 @@ func (b *Backend) openSession(options backends.SessionOptions) (*session, error)
 
 // register makes the session's file and locks it. Between the two a peer that
 // sweeps may take it for a dead one's and remove it; then another is made.
-func (s *session) register(node string) error {
-	text, err := json.Marshal(presence{Node: node})
+func (s *session) register(p presence) error {
+	text, err := json.Marshal(p)
 	if err != nil {
 		return fmt.Errorf("encode the node's name: %w", err)
 	}
@@ -378,7 +382,7 @@ func (a *area) sweep() error {
 	return nil
 }
 
-// bury removes the files of a dead session. It holds the file's lock
+// bury removes the files of a dead session, unless its lock delay lasts. It holds the file's lock
 // meanwhile: a session that is just being born waits for that, and then finds
 // its file gone and makes another.
 func (a *area) bury(id string) {
@@ -386,6 +390,10 @@ func (a *area) bury(id string) {
 	f := flock.New(path, flock.SetFlag(os.O_RDONLY))
 	got, err := f.TryRLock()
 	if !got && !errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	if a.delayLeft(id) > 0 {
+		_ = f.Close() // which unlocks
 		return
 	}
 	_ = os.Remove(path + socketSuffix)

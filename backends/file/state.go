@@ -219,7 +219,9 @@ func (a *area) sweepState(file string) error {
 		return nil
 	}
 	waits := func(e queue.Entry) bool { return !e.Granted && alive(a.sessionPath(e.Session)) }
-	dead := func(e queue.Entry) bool { return !alive(a.sessionPath(e.Session)) }
+	dead := func(e queue.Entry) bool {
+		return !alive(a.sessionPath(e.Session)) && (!e.Granted || a.delayLeft(e.Session) == 0)
+	}
 	if slices.ContainsFunc(st, waits) || !slices.ContainsFunc(st, dead) {
 		return nil
 	}

@@ -288,7 +288,10 @@ func (s *session) Err() error {
 func (s *session) Close(ctx context.Context) error {
 	s.end(nil)
 	_, err := detach(ctx, s.b.crew, nil, func() (struct{}, error) {
-		err := s.goodbye(ctx)
+		var err error
+		if s.delay == 0 || s.Err() == nil { // a goodbye after the loss would end the lock delay
+			err = s.goodbye(ctx)
+		}
 		s.crew.wait()
 		return struct{}{}, err
 	})

@@ -86,8 +86,14 @@ func (g *group) abandon(o *own) {
 // leave has a request's or claim's znode deleted and then err delivered; s.mu is held.
 func (g *group) leave(o *own, err error) {
 	o.state = leaving
-	name := o.name
+	name, marker := o.name, ""
+	if o.marked {
+		marker = g.s.marker(o)
+	}
 	g.s.goLocked(func() {
+		if marker != "" {
+			g.unmark(marker) // first, so that nobody takes us for dead
+		}
 		_ = g.remove(name) // it fails when the session is over, and then the server removes it
 		g.left(o, err)
 	})
@@ -183,6 +189,7 @@ func (g *group) peek(o *own) error {
 // refusal is what a try would get at the end of this line, nil where it may be granted.
 func (g *group) refusal(kids []string, o *own) error {
 	nodes := g.parse(kids)
+	g.mourn(nodes)
 	last := int64(0)
 	for _, n := range nodes {
 		last = max(last, n.seq)

@@ -77,7 +77,7 @@ func (s *session) prepare(name string, changes []backends.Change) (*group, []swa
 		sw := swap{old: old}
 		for _, keep := range c.To {
 			o := &own{node: node{session: s.id, id: s.newID(), kind: kept, Lock: keep.Lock, hint: keep.Hint,
-				token: old.claim.Token}, done: make(chan result, 1), shout: keep.Hint > old.hint}
+				token: old.claim.Token}, done: make(chan result, 1), shout: keep.Hint > old.hint, marked: s.delay > 0}
 			o.claim = old.claim
 			o.claim.ID, o.claim.Lock, o.claim.Hint = claimID(s.id, o.id), keep.Lock, keep.Hint
 			s.join(name, o)
@@ -102,6 +102,7 @@ func (g *group) change(swaps []swap) error {
 		case !transient(err) && !errors.Is(err, zk.ErrNoNode):
 			return kinded(err)
 		}
+		gone := errors.Is(err, zk.ErrNoNode)
 		// Done, not done, or a claim is gone that should be there: look.
 		done, err := g.wasDone(conn, swaps)
 		if err == nil && done {
@@ -110,13 +111,18 @@ func (g *group) change(swaps []swap) error {
 		}
 		if err != nil {
 			pause(g.s.ctx, 20*1e6)
+			continue
+		}
+		for _, sw := range swaps { // a marker that somebody removed is not missed
+			sw.old.marked = sw.old.marked && !gone
 		}
 	}
 }
 
 // transact is one attempt. It notes the names of what it has created.
 func (g *group) transact(conn *zk.Conn, swaps []swap) error {
-	if len(swaps) == 1 && len(swaps[0].to) == 0 {
+	markers := g.markers(swaps)
+	if len(swaps) == 1 && len(swaps[0].to) == 0 && len(markers) == 0 {
 		return conn.Delete(g.dir+"/"+swaps[0].old.name, -1)
 	}
 	var ops []any
@@ -130,7 +136,7 @@ func (g *group) transact(conn *zk.Conn, swaps []swap) error {
 	for _, sw := range swaps {
 		ops = append(ops, &zk.DeleteRequest{Path: g.dir + "/" + sw.old.name, Version: -1})
 	}
-	done, err := conn.Multi(ops...)
+	done, err := conn.Multi(append(ops, markers...)...)
 	if err != nil {
 		return err
 	}
@@ -244,7 +250,7 @@ func (g *group) holders(c *zk.Conn, lock backends.Lock) ([]backends.Holder, erro
 	var holders []backends.Holder
 	l := newLine(g.parse(kids))
 	for i, n := range l.nodes {
-		if n.session == g.s.id || !l.state[i].Granted || !n.Conflicts(lock) {
+		if n.session == g.s.id || !l.state[i].Granted || !n.Conflicts(lock) || n.kind == delayed && hasClaim(l.nodes, n) {
 			continue
 		}
 		h := backends.Holder{Session: n.session, Claim: backends.Claim{ID: claimID(n.session, n.id), Lock: n.Lock, Hint: n.hint}}
@@ -270,6 +276,9 @@ func (g *group) describe(c *zk.Conn, n node, h *backends.Holder) (there bool, er
 		h.Token = uint64(stat.Mzxid)
 	}
 	h.Seq = h.Token
+	if n.kind == delayed {
+		return true, nil // of a dead node
+	}
 	data, _, err := c.Get(g.s.b.sessionNode(n.session))
 	if errors.Is(err, zk.ErrNoNode) {
 		return false, nil

@@ -51,7 +51,9 @@ type own struct {
 
 	claim backends.Claim // state held
 	told  bool           // an event or Contended has said that it is wanted
-	shout bool           // others may wait for its hint, see callOut
+	// marked: it has a marker, or may have.
+	marked bool
+	shout  bool // others may wait for its hint, see callOut
 }
 
 type result struct {

@@ -27,7 +27,7 @@ func newLine(nodes []node) *line {
 	l := &line{nodes: nodes, state: make(queue.State, len(nodes)), firm: make([]bool, len(nodes))}
 	for i, n := range nodes {
 		l.state[i] = n.entry()
-		l.firm[i] = n.kind == kept
+		l.firm[i] = n.kind == kept || n.kind == delayed
 	}
 	for i := range l.state {
 		if l.state[i].Granted || l.state.Blocked(i) {

@@ -62,6 +62,8 @@ const (
 	waits kind = 'q' // a request that waits for its turn
 	tries kind = 't' // a request that is taken back by its session unless it is granted at once
 	kept  kind = 'k' // made in the place of a claim that was granted: it is granted
+	// delayed is the marker of a claim whose session has a lock delay (delay.go): a claim too
+	delayed kind = 'd'
 )
 
 // node is what the name of a claim's znode says.
@@ -168,5 +170,5 @@ func parseFields(f []string) (node, error) {
 
 func (n node) entry() queue.Entry {
 	return queue.Entry{ID: n.id, Session: n.session, Lock: n.Lock, Held: n.held,
-		Hint: n.hint, YieldTo: n.yieldTo, Granted: n.kind == kept}
+		Hint: n.hint, YieldTo: n.yieldTo, Granted: n.kind == kept || n.kind == delayed}
 }

@@ -40,7 +40,9 @@ func (g *group) round() (acts []func()) {
 		}
 		return nil
 	}
-	v := &view{line: newLine(g.parse(kids)), stat: *stat, told: stat.Version}
+	nodes := g.parse(kids)
+	g.mourn(nodes)
+	v := &view{line: newLine(nodes), stat: *stat, told: stat.Version}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	acts = g.strays(v)
@@ -120,7 +122,7 @@ func (g *group) strays(v *view) (acts []func()) {
 		if n.session != g.s.id {
 			continue
 		}
-		if g.mine[n.id] == nil || seen[n.id] {
+		if id, _ := ofMarker(n.id); g.mine[id] == nil || seen[n.id] {
 			acts = append(acts, func() { _ = g.remove(n.name) })
 		}
 		seen[n.id] = true
@@ -204,9 +206,11 @@ func (g *group) settled(v *view, o *own, i int, err error, token func() uint64) 
 	var acts []func()
 	switch {
 	case err == nil:
-		acts = g.granted(v, o, i, token())
+		t := token() // it sets the znode's name too
 		if o.gaveUp {
 			g.leave(o, nil)
+		} else {
+			acts = g.granted(v, o, i, t)
 		}
 	default:
 		o.state = waiting
@@ -224,8 +228,11 @@ func (g *group) settled(v *view, o *own, i int, err error, token func() uint64) 
 	}
 }
 
-// granted hands a claim to whoever asked; s.mu is held.
+// granted hands a claim to whoever asked, when its marker is there, if it is to have one; s.mu is held.
 func (g *group) granted(v *view, o *own, i int, token uint64) (acts []func()) {
+	if g.s.delay > 0 && !o.marked {
+		return []func(){g.mark(o, func() []func() { return g.granted(v, o, i, token) })}
+	}
 	o.state = held
 	o.claim = backends.Claim{ID: claimID(g.s.id, o.id), Lock: o.Lock, Hint: o.hint, Token: token, Seq: token,
 		Contended: v.wanted(i)}

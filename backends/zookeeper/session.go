@@ -27,6 +27,7 @@ type session struct {
 	id    string
 	log   *slog.Logger
 	lease *lease.Lease
+	delay time.Duration // the lock delay
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -44,12 +45,13 @@ type session struct {
 	lastID  uint64
 	pending []backends.Event
 	wasUp   bool
+	mourned map[string]bool // paths of the markers that wait for their delay's end
 }
 
 // Open starts a session.
 func (b *Backend) Open(ctx context.Context, options backends.SessionOptions) (backends.Session, error) {
 	s := &session{b: b, log: options.Log, done: make(chan struct{}), ended: make(chan struct{}),
-		events: make(chan backends.Event), more: make(chan struct{}, 1), groups: map[string]*group{}}
+		events: make(chan backends.Event), more: make(chan struct{}, 1), groups: map[string]*group{}, delay: options.LockDelay, mourned: map[string]bool{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -217,6 +219,12 @@ func (s *session) Close(ctx context.Context) error {
 	}
 	if err := s.b.forgotten(ctx, s.id); err != nil {
 		return fmt.Errorf("closing session %s: %w; its claims last until its lease ends", s.id, err)
+	}
+	if s.Err() != nil {
+		return nil // it was lost, and the lock delay stands
+	}
+	if err := s.unmarkAll(ctx); err != nil {
+		return fmt.Errorf("closing session %s: %w; its locks stay closed for the lock delay", s.id, err)
 	}
 	s.mu.Lock()
 	s.gone = true
