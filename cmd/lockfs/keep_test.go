@@ -463,3 +463,22 @@ func TestServeIsNotForPeople(t *testing.T) {
 		t.Errorf("it said %s", out)
 	}
 }
+
+// TestUnmountedWhileServerWaits: the new server waits for its back end; who unmounts meanwhile ends both processes.
+func TestUnmountedWhileServerWaits(t *testing.T) {
+	t.Parallel()
+	redis := testserver.Redis(t)
+	p := newPlace(t)
+	p.configure(fmt.Sprintf("log: {file: %s}\nbackends: [{type: redis, config: {url: 'redis://%s', socket_timeout: 0.2}}]\n", p.log, redis.Addr()))
+	p.expect(0, "mount", "-c", p.config, p.point)
+	redis.Stop()
+	if err := syscall.Kill(p.servers()[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the new server", func() bool { return strings.Contains(p.logText(), "waits for its back end") })
+	p.expect(0, "umount", "-l", p.point)
+	p.gone(p.pids()[0])
+	if p.mounted() {
+		t.Error("still mounted")
+	}
+}

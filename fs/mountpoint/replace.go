@@ -9,13 +9,17 @@ import (
 )
 
 // Replace is Attach where a dead mount lies on the point. As root, with Linux 6.5 and later, there is no moment in between in which
-// the directory below can be seen: a program that locked there would exclude nobody.
+// the directory below can be seen: a program that locked there would exclude nobody. Where the dead mount
+// has been taken away already, nothing is mounted: ErrNotMounted.
 func Replace(a Attachment, dead Mount) (*os.File, error) {
 	now, found, err := Find(a.Point)
 	if err != nil {
 		return nil, err
 	}
-	if os.Geteuid() == 0 && found && now.ID == dead.ID {
+	if !found || now.ID != dead.ID {
+		return nil, fmt.Errorf("%s %w any more: somebody has taken the dead mount away", a.Point, ErrNotMounted)
+	}
+	if os.Geteuid() == 0 {
 		if device, err := a.beneath(); err == nil {
 			// The dead one is still on top, whatever the order in which the list names the two.
 			return device, detach(a.Point)

@@ -231,6 +231,9 @@ func (k *Keeper) watch(ctx context.Context, cancel context.CancelCauseFunc, s *s
 			k.Reopen()
 			_ = s.cmd.Process.Signal(signal) // it may have ended
 		case <-timer.C:
+			if !s.ready && s.unmounted() { // the server, which waits for its back end, does not see that
+				return errors.New("unmounted before a server was ready")
+			}
 			if lease.Now() >= k.due(s.page) {
 				return errors.New("the server stands still: its lease ran out, and it did nothing about it")
 			}
