@@ -206,6 +206,11 @@ func TestRetries(t *testing.T) {
 		}
 		time.Sleep(retryFor + 1)
 		synctest.Wait()
+		if f.retries.expected(7, "x") == nil {
+			t.Error("a thread that comes late would be told again")
+		}
+		time.Sleep(rememberFor)
+		synctest.Wait()
 		if len(f.retries.told) != 0 {
 			t.Error("not forgotten")
 		}
