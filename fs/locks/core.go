@@ -120,19 +120,10 @@ func (c *core) has(r *Request) bool {
 	return covers(own, r.Lock)
 }
 
-// take gives the request its lock: it replaces what the owner had on those
-// bytes, and an explicit call takes over from what the handle's open took.
-func (c *core) take(r *Request) {
-	c.replace(r)
-}
-
-// free takes a lock away from the owner of r on the bytes of r, like a lock of mode None.
-func (c *core) free(r *Request) {
-	c.replace(r)
-}
-
-// replace carries out a request whose turn it is, for any mode.
-func (c *core) replace(r *Request) {
+// set carries out a request whose turn it is, for any mode: it replaces what
+// the owner had on those bytes, and an explicit call takes over from what the
+// handle's open took.
+func (c *core) set(r *Request) {
 	kept := make([]held, 0, len(c.held)+1)
 	for _, h := range c.held {
 		if r.Door != Open && h.byOpenOf(r.Handle) {
@@ -196,7 +187,7 @@ func (c *core) settle() {
 		c.queue = slices.DeleteFunc(c.queue, func(w *waiter) bool { return w.decided() })
 		for i, w := range c.queue {
 			if !w.suspended && !c.blocked(i) {
-				c.take(&w.Request)
+				c.set(&w.Request)
 				c.queue = slices.Delete(c.queue, i, i+1)
 				if c.teller != nil {
 					c.teller.tell() // before the caller, who goes off with it

@@ -47,7 +47,7 @@ func FuzzCore(f *testing.F) {
 			r := fcntl(owner, owner, backends.Lock{Range: backends.Range{First: min(a, b), Last: max(a, b)}, Mode: mode}, true)
 			switch {
 			case mode == backends.None:
-				c.free(&r)
+				c.set(&r)
 				m.apply(&r)
 			case slices.ContainsFunc(waiting, func(w *waiter) bool { return w.Owner == r.Owner }):
 				continue // a process waits for one thing at a time

@@ -1,0 +1,261 @@
+package locks
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"lockfs/backends"
+)
+
+// Lock takes a lock, or changes the one that the owner has on those bytes.
+//
+// What the handle holds by its open alone is taken over by the first explicit call
+// (Door Flock or Fcntl) on it that succeeds. A flock conversion to a write
+// lock lets go first, as flock(2) says.
+//
+// ctx is the caller's: when it ends (a signal), Lock returns an error wrapping
+// ctx.Err() at once. Nothing stays behind, but for a few milliseconds in which the same
+// owner's same request would find its place kept (SA_RESTART).
+//
+// Errors: backends.ErrWouldBlock, ErrDeadlock, ErrYield (Door Open only),
+// ErrUnavailable (not waiting requests only), ErrLost, ErrClosed.
+func (t *Table) Lock(ctx context.Context, r Request) error {
+	deadline := time.Now().Add(flushGrace)
+	for {
+		w, done, freed, err := t.begin(&r)
+		switch {
+		case freed != nil && time.Now().Before(deadline):
+			// Only handles that were just closed are in the way.
+			waitFor(ctx, freed, time.Until(deadline))
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		case err != nil:
+			return err
+		case w != nil:
+			return t.await(ctx, w)
+		default:
+			waitFor(ctx, done, t.options.UnavailableAfter)
+			return nil
+		}
+	}
+}
+
+// begin starts a request. Of what it returns, w is the waiter where it is not
+// decided yet; done, if not nil, is closed when the back end knows what changed;
+// freed comes with ErrWouldBlock where trying again soon makes sense.
+func (t *Table) begin(r *Request) (w *waiter, done, freed <-chan struct{}, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, nil, nil, ErrClosed
+	}
+	if t.lost[r.Handle] {
+		return nil, nil, nil, ErrLost
+	}
+	delete(t.flushed, r.Handle)
+	n := t.name(r.Name)
+	defer t.forget(n)
+	if w := n.resume(r); w != nil {
+		t.settle(n)
+		return w, nil, nil, nil
+	}
+	valid := t.valid()
+	if valid && n.has(r) {
+		n.set(r)
+		return nil, t.settle(n), nil, nil
+	}
+	if r.Door == Flock {
+		t.letGo(n, r)
+	}
+	t.arrivals++
+	w = &waiter{Request: *r, arrival: t.arrivals, done: make(chan struct{})}
+	if valid && n.admit(r.Lock) && !n.blockedByOutside(r) {
+		n.queue = append(n.queue, w)
+		done = t.settle(n)
+		if w.decided() {
+			return nil, done, nil, w.err
+		}
+	} else if n.yields(r) {
+		return nil, nil, nil, backends.ErrYield
+	} else if r.Wait || len(n.inTheWay(r)) == 0 || r.YieldTo != backends.ByOpen {
+		// An open asks even where an owner here is in its way: one on another node may be one to yield to.
+		n.outside = append(n.outside, w)
+	}
+	return t.enlist(n, w)
+}
+
+// enlist decides whether a request that can't be granted yet may wait, and
+// starts the asking where it is outside.
+func (t *Table) enlist(n *name, w *waiter) (_ *waiter, done, freed <-chan struct{}, err error) {
+	outside := slices.Contains(n.outside, w)
+	switch {
+	case !w.Wait && !outside:
+		t.drop(n, w)
+		return nil, nil, t.soonFree(n, &w.Request), backends.ErrWouldBlock
+	case w.Wait && w.Owner.Kind == Process && t.closesCircle(n, w):
+		t.drop(n, w)
+		return nil, nil, nil, backends.ErrDeadlock
+	}
+	if w.Owner.Kind == Process {
+		t.waiting[w.Owner] = append(t.waiting[w.Owner], w)
+	}
+	if outside {
+		t.startAsk(n, w)
+	}
+	return w, nil, nil, nil
+}
+
+// soonFree returns a channel that is closed when a lock on the name comes
+// free, if all that is in the way belongs to handles that were just closed.
+func (t *Table) soonFree(n *name, r *Request) <-chan struct{} {
+	inTheWay := n.inTheWay(r)
+	if len(inTheWay) == 0 {
+		return nil // other waiters are
+	}
+	for _, h := range inTheWay {
+		if since, ok := t.flushed[h.handle]; !ok || time.Since(since) > flushGrace {
+			return nil
+		}
+	}
+	if n.freed == nil {
+		n.freed = make(chan struct{})
+	}
+	return n.freed
+}
+
+// letGo carries out the first step of a flock conversion: the existing lock is
+// removed, then the new one established (flock(2)). The node's claim goes with it,
+// so that two nodes that convert at the same time do not wait for each other.
+func (t *Table) letGo(n *name, r *Request) {
+	if n.freeAll(func(h *held) bool { return h.owner == r.Owner && h.Overlaps(r.Lock.Range) }) {
+		t.settle(n)
+	}
+}
+
+// resume finds the place that an interrupted caller of the same request left.
+func (c *core) resume(r *Request) *waiter {
+	for _, w := range c.all() {
+		if w.suspended && w.Owner == r.Owner && w.Handle == r.Handle && w.Lock == r.Lock && w.Door == r.Door && r.Wait {
+			w.suspended = false
+			return w
+		}
+	}
+	return nil
+}
+
+// await waits for the decision or the caller's end.
+func (t *Table) await(ctx context.Context, w *waiter) error {
+	if err := t.waitsForItself(w); err != nil {
+		return err
+	}
+	defer t.watchWait(w)()
+	select {
+	case <-w.done:
+		return w.err
+	case <-ctx.Done():
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if w.decided() {
+		return w.err
+	}
+	n := t.name(w.Name)
+	if w.Wait && w.Door != Open {
+		w.suspended, w.until = true, time.Now().Add(keepPlace)
+		time.AfterFunc(keepPlace, func() { t.expire(w) })
+	} else {
+		t.drop(n, w)
+	}
+	return ctx.Err()
+}
+
+// expire gives up the place of an interrupted caller who did not come back.
+func (t *Table) expire(w *waiter) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if w.suspended && !w.decided() && !time.Now().Before(w.until) {
+		t.drop(t.name(w.Name), w)
+	}
+}
+
+// waitsForItself gives up an open that waits for a lock that its own process holds through
+// another descriptor, where nobody but this single-threaded process could let go.
+// One exception: a program that made the file by O_EXCL, opens it again and closes the
+// first descriptor then (Python's mailbox does) is let through.
+func (t *Table) waitsForItself(w *waiter) error {
+	if w.Door != Open || t.options.Alone == nil || !w.Wait {
+		return nil
+	}
+	t.mu.Lock()
+	own, created := false, true
+	for _, h := range t.name(w.Name).inTheWay(&w.Request) {
+		if _, closing := t.flushed[h.handle]; h.pid == w.PID && !closing {
+			own, created = true, created && h.created
+		}
+	}
+	t.mu.Unlock()
+	if !own || !t.options.Alone(w.PID, w.Name) {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if w.decided() {
+		return w.err
+	}
+	t.drop(t.name(w.Name), w)
+	if created && w.YieldTo == backends.ByCall {
+		return backends.ErrYield
+	}
+	return backends.ErrDeadlock
+}
+
+// drop takes an undecided waiter out and gives back what was had for it.
+func (t *Table) drop(n *name, w *waiter) {
+	n.remove(w)
+	t.unlist(w)
+	t.settle(n)
+	t.forget(n)
+}
+
+// unlist ends what a waiter that is out of the lists has running.
+func (t *Table) unlist(w *waiter) {
+	if w.ask != nil {
+		w.ask.cancel()
+		w.ask = nil
+	}
+	if w.Owner.Kind != Process || t.waiting[w.Owner] == nil {
+		return
+	}
+	rest := slices.DeleteFunc(t.waiting[w.Owner], func(o *waiter) bool { return o == w })
+	if len(rest) == 0 {
+		delete(t.waiting, w.Owner)
+	} else {
+		t.waiting[w.Owner] = rest
+	}
+}
+
+// closesCircle reports whether the wait of a process would close a circle of
+// waits on this node, over any names (fcntl(2), EDEADLK).
+func (t *Table) closesCircle(n *name, w *waiter) bool {
+	seen := map[Owner]bool{}
+	next := n.waitsFor(w)
+	for len(next) > 0 {
+		owner := next[0]
+		next = next[1:]
+		if owner == w.Owner {
+			return true
+		}
+		if seen[owner] {
+			continue
+		}
+		seen[owner] = true
+		for _, other := range t.waiting[owner] {
+			if !other.suspended {
+				next = append(next, t.name(other.Name).waitsFor(other)...)
+			}
+		}
+	}
+	return false
+}
