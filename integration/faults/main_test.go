@@ -1,0 +1,22 @@
+package faults
+
+import (
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	if job := os.Getenv(workerEnv); job != "" {
+		os.Exit(workerMain(job))
+	}
+	os.Exit(m.Run())
+}
+
+func errnoText(n int) string {
+	if name := unix.ErrnoName(unix.Errno(n)); n > 0 && name != "" {
+		return name
+	}
+	return "unknown"
+}
