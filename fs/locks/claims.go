@@ -1,6 +1,7 @@
 package locks
 
 import (
+	"math"
 	"slices"
 
 	"lockfs/backends"
@@ -13,6 +14,8 @@ type claims struct {
 	list []backends.Claim
 	// wanted: claims with a smaller Seq are wanted by another node.
 	wanted uint64
+	// shown is the greatest token that anybody on this node was told of.
+	shown uint64
 }
 
 // contended reports whether another node waits for what the claim has:
@@ -41,12 +44,28 @@ func (c *claims) have(want backends.Lock) bool {
 	return covers(all, want)
 }
 
-// token returns the greatest token of the claims.
-func (c *claims) token() (token uint64, ok bool) {
-	for i := range c.list {
-		token, ok = max(token, c.list[i].Token), true
+// token returns the token under which the node has locks: of the claims that are enough for a lock, the first
+// granted, for the later ones may be those of owners who wait here, and may yet go away.
+//
+// Invariant: what it returns never gets smaller, and is greater than what another node had before that these locks
+// exclude. So owners that follow each other on this node may see the same token, never a smaller one.
+func (c *claims) token(locks []held) uint64 {
+	for i := range locks {
+		enough, part := uint64(math.MaxUint64), uint64(0)
+		for _, claim := range c.list {
+			switch {
+			case claim.Mode >= locks[i].Mode && claim.Contains(locks[i].Range):
+				enough = min(enough, claim.Token)
+			case claim.Overlaps(locks[i].Range):
+				part = max(part, claim.Token)
+			}
+		}
+		if enough == math.MaxUint64 {
+			enough = part // several together are
+		}
+		c.shown = max(c.shown, enough)
 	}
-	return token, ok
+	return c.shown
 }
 
 // trim returns the changes that bring the claims down to what is needed and

@@ -178,7 +178,7 @@ func (t *Table) Token(name string) (token uint64, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := t.names[name]; n != nil && len(n.held) > 0 {
-		return n.claims.token()
+		return n.token(n.held), true
 	}
 	return 0, false
 }

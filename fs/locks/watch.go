@@ -64,7 +64,7 @@ func (n *name) tell() {
 
 // holdings sums up what is held, by handle.
 func (n *name) holdings() []Holding {
-	token, _ := n.claims.token()
+	token := n.token(n.held)
 	var all []Holding
 	for i := range n.held {
 		h := &n.held[i]
