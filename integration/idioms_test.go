@@ -127,3 +127,23 @@ func TestDemo(t *testing.T) {
 		}
 	}
 }
+
+// TestReadmeConfiguration: lockfs takes the configuration that the README shows.
+func TestReadmeConfiguration(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	must(t, err)
+	_, rest, found := strings.Cut(string(readme), "```yaml\n")
+	text, _, closed := strings.Cut(rest, "```")
+	if !found || !closed {
+		t.Fatal("README.md shows no configuration")
+	}
+	dir := t.TempDir()
+	secret, path := filepath.Join(dir, "password"), filepath.Join(dir, "lockfs.yml")
+	must(t, os.WriteFile(secret, []byte("secret\n"), 0o600))
+	must(t, os.WriteFile(path, []byte(strings.Replace(text, "/etc/lockfs.password", secret, 1)), 0o600))
+	check := start(t, program, "check", "-c", path)
+	check.ended() // the servers are nobody's
+	if out := check.out.String(); !strings.Contains(out, "configuration: "+path+": good\n") {
+		t.Errorf("lockfs check says: %s", out)
+	}
+}
