@@ -67,7 +67,8 @@ func overlaps(list []grant) (wrong []string) {
 	return wrong
 }
 
-// tokens: each is greater than those before it that it excludes.
+// tokens: each is greater than those before it that it excludes. Those who follow each other on one node
+// may share one, for the node hands on what it has.
 func tokens(list []grant) (wrong []string) {
 	var greatest furthest
 	for i := range list {
@@ -75,7 +76,7 @@ func tokens(list []grant) (wrong []string) {
 		if g.Token == 0 {
 			continue // it was gone before it could ask
 		}
-		if before := greatest.against(g); before != nil && g.Token <= before.Token {
+		if before := greatest.against(g); before != nil && !greater(g.Token, g.node(), before.Token, before.node()) {
 			wrong = append(wrong, fmt.Sprintf("a token that is not greater:\n\t%v\n\t%v", *before, *g))
 		}
 		greatest.add(g, func(g *grant) int64 { return int64(g.Token) })
@@ -83,9 +84,14 @@ func tokens(list []grant) (wrong []string) {
 	return wrong
 }
 
+func greater(token uint64, node string, before uint64, nodeBefore string) bool {
+	return token > before || token == before && node == nodeBefore
+}
+
 // operation is what the model is asked: a grant, or its release.
 type operation struct {
 	owner   string
+	node    string
 	write   bool
 	release bool
 	token   uint64
@@ -96,7 +102,9 @@ type lockState struct {
 	writer  string
 	readers string // "owner,owner,", sorted
 	token   uint64
+	node    string // that had it last
 	written uint64 // of write locks alone
+	writing string // the node that had that
 }
 
 // readWriteLock is the model: what one lock without any fault does. A lease makes no
@@ -121,12 +129,19 @@ func (s lockState) step(o operation) (bool, any) {
 		return s.readers != before, s
 	case s.writer != "" || o.write && s.readers != "":
 		return false, s
-	case o.token != 0 && o.token <= s.written || o.write && o.token != 0 && o.token <= s.token:
+	case o.token != 0 && !greater(o.token, o.node, s.written, s.writing):
+		return false, s
+	case o.token != 0 && o.write && !greater(o.token, o.node, s.token, s.node):
 		return false, s
 	}
-	s.token = max(s.token, o.token)
+	if o.token > s.token {
+		s.token, s.node = o.token, o.node
+	}
 	if o.write {
-		s.writer, s.written = o.owner, max(s.written, o.token)
+		s.writer = o.owner
+		if o.token > s.written {
+			s.written, s.writing = o.token, o.node
+		}
 		return true, s
 	}
 	owners := append(strings.Split(strings.TrimSuffix(s.readers, ","), ","), o.owner)
@@ -142,7 +157,7 @@ const decideWithin = 30 * time.Second
 func linearizable(name string, list []grant) string {
 	var ops []porcupine.Operation
 	for i, g := range list {
-		o := operation{owner: g.Owner, write: g.Write, token: g.Token}
+		o := operation{owner: g.Owner, node: g.node(), write: g.Write, token: g.Token}
 		ops = append(ops, porcupine.Operation{ClientId: 2 * i, Input: o, Call: g.Invoked, Return: g.From})
 		o.release = true
 		// At To it held still.

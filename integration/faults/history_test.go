@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -26,7 +27,7 @@ const (
 
 // grant is one owner's time in a critical section, in ns of CLOCK_BOOTTIME.
 type grant struct {
-	Owner    string
+	Owner    string // node/worker#attempt
 	Name     string
 	Write    bool
 	Token    uint64 // 0: not known
@@ -34,6 +35,12 @@ type grant struct {
 	From, To int64  // it held for sure, both included
 	Gone     int64  // the latest time at which the release has taken effect; never: some time after To
 	End      ending
+}
+
+// node is the node of the owner.
+func (g grant) node() string {
+	node, _, _ := strings.Cut(g.Owner, "/")
+	return node
 }
 
 func (g grant) String() string {

@@ -285,10 +285,11 @@ func (w *worker) hold(f *os.File, e event) bool {
 		w.say(event{At: now(), Kind: evToken, Attempt: e.Attempt, Token: token})
 	}
 	until := now() + w.rng.Int64N(int64(4*time.Millisecond))
-	for stormy := false; now() < until; {
-		if !stormy && w.storm.Storm.Load() != 0 {
-			stormy = true
-			until = now() + w.rng.Int64N(int64(w.Longest))
+	longest := now() + w.rng.Int64N(int64(w.Longest))
+	for now() < until {
+		if w.storm.Storm.Load() != 0 {
+			// To the fault's end and a little more, to see what it did to others.
+			until = min(longest, now()+w.rng.Int64N(int64(300*time.Millisecond)))
 		}
 		time.Sleep(500 * time.Microsecond)
 		if err := w.mark(f); err != nil {

@@ -1,0 +1,274 @@
+package faults
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+const nodesOfRun, workersOfNode = 3, 3
+
+// plan is what a run is to do.
+type plan struct {
+	backend string
+	kills   bool   // on_lost: KILL
+	alone   bool   // each fault alone before they are mixed
+	program string // lockfs
+	mixed   time.Duration
+	grants  int64 // the mix goes on until there are so many, beyond mixed; at most for ten times as long
+}
+
+// run is a cluster that is broken and watched.
+type run struct {
+	plan
+	seed    uint64
+	dir     string
+	cluster *cluster
+	nodes   []*node
+	crew    *crew
+
+	serverBusy sync.Mutex
+
+	mu     sync.Mutex
+	counts map[string]int
+	wrong  []string
+}
+
+// result is what came of a run.
+type result struct {
+	grants int
+	counts map[string]int
+	wrong  []string
+	text   string
+}
+
+func (r *run) report(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.wrong = append(r.wrong, fmt.Sprintf(format, args...))
+}
+
+func (r *run) count(what string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.counts[what]++
+}
+
+// newSeed is a random one, or the one to repeat.
+func newSeed(t testing.TB) uint64 {
+	text := os.Getenv("LOCKFS_FAULT_SEED")
+	if text == "" {
+		return rand.Uint64()
+	}
+	seed, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("LOCKFS_FAULT_SEED: %v", err)
+	}
+	return seed
+}
+
+// perform carries a plan out. The test fails only where the harness itself can't go on.
+func perform(t testing.TB, p plan, seed uint64) result {
+	t.Helper()
+	r := &run{plan: p, seed: seed, dir: t.TempDir(), cluster: newCluster(t, p.backend), counts: map[string]int{}}
+	began := time.Now()
+	r.crew = newCrew(r, seed)
+	onLost := "eio"
+	if p.kills {
+		onLost = "KILL"
+	}
+	for i := range nodesOfRun {
+		r.nodes = append(r.nodes, newNode(t, r.cluster, p.program, r.dir, fmt.Sprint("n", i), onLost))
+	}
+	t.Cleanup(func() { r.crew.stop(0) }) // where it breaks off
+	for _, n := range r.nodes {
+		for range workersOfNode {
+			r.crew.keepOne(n)
+		}
+	}
+	rng := rand.New(rand.NewPCG(seed, 3))
+	r.settle("the start")
+	if p.alone {
+		r.eachAlone(rng)
+	}
+	r.mix(rng)
+	r.settle("the mix")
+	r.crew.stop(patience)
+	r.empty()
+	for _, n := range r.nodes {
+		if err := n.stop(); err != nil {
+			r.report("%v", err)
+		}
+		r.wrong = append(r.wrong, n.complaints()...)
+	}
+	res := r.judge(time.Since(began))
+	if len(res.wrong) > 0 {
+		res.text += r.logs()
+	}
+	return res
+}
+
+// apply does one fault, if its target is free, and counts it.
+func (r *run) apply(f fault, n *node, rng *rand.Rand) {
+	target := &n.busy
+	if f.server {
+		target = &r.serverBusy
+	}
+	if !f.worker {
+		if !target.TryLock() {
+			return
+		}
+		defer target.Unlock()
+		if f.fatal && !n.mayLoseServer() {
+			return
+		}
+		for _, each := range r.nodes {
+			if f.server || each == n {
+				each.storm.Storm.Add(1)
+				defer each.storm.Storm.Add(-1)
+			}
+		}
+		time.Sleep(20 * time.Millisecond) // some begin to hold on
+	}
+	if f.do(r, n, rng) {
+		r.count(f.kind)
+	}
+}
+
+// eachAlone does one fault after the other, and waits each time until all nodes take locks again.
+func (r *run) eachAlone(rng *rand.Rand) {
+	for _, i := range rng.Perm(len(kinds)) {
+		f := kinds[i]
+		if f.only != "" && f.only != r.backend {
+			continue
+		}
+		r.apply(f, r.nodes[rng.IntN(len(r.nodes))], rand.New(rand.NewPCG(rng.Uint64(), 4)))
+		r.settle(f.kind)
+	}
+}
+
+// settle waits until all nodes take locks.
+func (r *run) settle(after string) {
+	before := map[*node]int64{}
+	for _, n := range r.nodes {
+		before[n] = r.crew.grants(n)
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		slow := slices.IndexFunc(r.nodes, func(n *node) bool { return r.crew.grants(n) <= before[n] })
+		if slow < 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			r.report("%s has taken no lock for %v after: %s", r.nodes[slow].name, patience, after)
+			return
+		}
+	}
+}
+
+// mix does faults at random times, several at once.
+func (r *run) mix(rng *rand.Rand) {
+	var faults sync.WaitGroup
+	defer faults.Wait()
+	began := time.Now()
+	for time.Since(began) < r.mixed || r.crew.grants(nil) < r.grants && time.Since(began) < 10*r.mixed {
+		f := kinds[rng.IntN(len(kinds))]
+		n := r.nodes[rng.IntN(len(r.nodes))]
+		own := rand.New(rand.NewPCG(rng.Uint64(), 5))
+		pause := between(rng, 0, 3*time.Second)
+		if f.only == "" || f.only == r.backend {
+			faults.Go(func() { r.apply(f, n, own) })
+		}
+		time.Sleep(pause)
+	}
+}
+
+// empty looks that nothing is left in the back end after the lease and a second.
+func (r *run) empty() {
+	for deadline := time.Now().Add(ttl + time.Second); ; time.Sleep(20 * time.Millisecond) {
+		left, err := r.cluster.left()
+		if err == nil && len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			r.report("left in the back end: %v (%v)", left, err)
+			return
+		}
+	}
+}
+
+// judge puts the records together.
+func (r *run) judge(took time.Duration) result {
+	var all []grant
+	failures := map[string]int{}
+	for _, rec := range r.crew.records() {
+		grants, failed := rec.grants()
+		all = append(all, grants...)
+		for what, n := range failed {
+			failures[what] += n
+		}
+	}
+	r.wrong = append(r.wrong, check(all)...)
+	ends := map[ending]int{}
+	for _, g := range all {
+		ends[g.End]++
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, on_lost %v, seed %d, %v: %d acquisitions, %d violations\n", r.backend, map[bool]string{false: "eio", true: "KILL"}[r.kills], r.seed, took.Round(time.Second), len(all), len(r.wrong))
+	fmt.Fprintf(&b, "  faults: %s\n  ends: %v\n  errors: %s\n", sorted(r.counts), ends, sorted(failures))
+	for how, d := range margins(all) {
+		fmt.Fprintf(&b, "  smallest margin to the next grant where the lock was %s: %v\n", how, d)
+	}
+	return result{grants: len(all), counts: r.counts, wrong: r.wrong, text: b.String()}
+}
+
+func sorted(counts map[string]int) string {
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(counts)) {
+		parts = append(parts, fmt.Sprintf("%s %d", k, counts[k]))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// logs is the end of what the nodes say.
+func (r *run) logs() string {
+	var b strings.Builder
+	for _, n := range r.nodes {
+		text := ""
+		for _, log := range n.logs {
+			text += log.String()
+		}
+		fmt.Fprintf(&b, "log of %s:\n%s\n", n.name, text[max(0, len(text)-8000):])
+	}
+	return b.String()
+}
+
+// expect fails the test where something was wrong.
+func (res result) expect(t *testing.T) {
+	t.Helper()
+	t.Log(res.text)
+	for _, w := range res.wrong[:min(len(res.wrong), 10)] {
+		t.Error(w)
+	}
+	if res.grants == 0 {
+		t.Error("no lock was ever taken")
+	}
+}
+
+// A short run on each back end: each fault alone, then a mix.
+func TestFaults(t *testing.T) {
+	program := build(t, "")
+	for _, backend := range []string{"redis", "zookeeper"} {
+		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
+			perform(t, plan{backend: backend, alone: true, program: program, mixed: 5 * time.Second}, newSeed(t)).expect(t)
+			perform(t, plan{backend: backend, kills: true, program: program, mixed: 15 * time.Second}, newSeed(t)).expect(t)
+		})
+	}
+}

@@ -1,0 +1,41 @@
+//go:build soak
+
+package faults
+
+import (
+	"os"
+	"strconv"
+	"testing"
+	"time"
+)
+
+// soakGoal is how many acquisitions there are to be on each back end.
+const soakGoal = 10000
+
+// TestSoak breaks both back ends, on new seeds, until the goal is reached (LOCKFS_FAULT_GOAL: another one).
+func TestSoak(t *testing.T) {
+	goal := int64(soakGoal)
+	if text := os.Getenv("LOCKFS_FAULT_GOAL"); text != "" {
+		var err error
+		if goal, err = strconv.ParseInt(text, 10, 64); err != nil {
+			t.Fatalf("LOCKFS_FAULT_GOAL: %v", err)
+		}
+	}
+	program := build(t, "")
+	for _, backend := range []string{"redis", "zookeeper"} {
+		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
+			sum, faults, began := 0, map[string]int{}, time.Now()
+			for round := 0; sum < int(goal) && !t.Failed(); round++ {
+				p := plan{backend: backend, kills: round%2 == 1, alone: round%4 == 0, program: program, mixed: 40 * time.Second}
+				res := perform(t, p, newSeed(t))
+				res.expect(t)
+				sum += res.grants
+				for kind, n := range res.counts {
+					faults[kind] += n
+				}
+			}
+			t.Logf("%s: %d acquisitions in %v; %s", backend, sum, time.Since(began).Round(time.Second), sorted(faults))
+		})
+	}
+}
