@@ -173,12 +173,12 @@ func (c *crew) killAll(n *node) {
 	}
 }
 
-// grants is how often the workers of a node have got a lock; of all where n is nil.
+// grants is how often the workers of a node have got a lock.
 func (c *crew) grants(n *node) (sum int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range c.all {
-		if n == nil || p.node == n {
+		if p.node == n {
 			sum += p.board.Grants.Load()
 		}
 	}

@@ -22,7 +22,8 @@ type plan struct {
 	alone   bool   // each fault alone before they are mixed
 	program string // lockfs
 	mixed   time.Duration
-	grants  int64 // the mix goes on until there are so many, beyond mixed; at most for ten times as long
+	// patience is how long requests may take after the last fault; 0: patience.
+	patience time.Duration
 }
 
 // run is a cluster that is broken and watched.
@@ -43,6 +44,7 @@ type run struct {
 
 // result is what came of a run.
 type result struct {
+	seed   uint64
 	grants int
 	counts map[string]int
 	wrong  []string
@@ -78,6 +80,9 @@ func newSeed(t testing.TB) uint64 {
 func perform(t testing.TB, p plan, seed uint64) result {
 	t.Helper()
 	r := &run{plan: p, seed: seed, dir: t.TempDir(), cluster: newCluster(t, p.backend), counts: map[string]int{}}
+	if r.patience == 0 {
+		r.patience = patience
+	}
 	began := time.Now()
 	r.crew = newCrew(r, seed)
 	onLost := "eio"
@@ -100,7 +105,7 @@ func perform(t testing.TB, p plan, seed uint64) result {
 	}
 	r.mix(rng)
 	r.settle("the mix")
-	r.crew.stop(patience)
+	r.crew.stop(r.patience)
 	r.empty()
 	for _, n := range r.nodes {
 		if err := n.stop(); err != nil {
@@ -160,13 +165,13 @@ func (r *run) settle(after string) {
 	for _, n := range r.nodes {
 		before[n] = r.crew.grants(n)
 	}
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(r.patience); ; time.Sleep(5 * time.Millisecond) {
 		slow := slices.IndexFunc(r.nodes, func(n *node) bool { return r.crew.grants(n) <= before[n] })
 		if slow < 0 {
 			return
 		}
 		if time.Now().After(deadline) {
-			r.report("%s has taken no lock for %v after: %s", r.nodes[slow].name, patience, after)
+			r.report("%s has taken no lock for %v after: %s", r.nodes[slow].name, r.patience, after)
 			return
 		}
 	}
@@ -177,7 +182,7 @@ func (r *run) mix(rng *rand.Rand) {
 	var faults sync.WaitGroup
 	defer faults.Wait()
 	began := time.Now()
-	for time.Since(began) < r.mixed || r.crew.grants(nil) < r.grants && time.Since(began) < 10*r.mixed {
+	for time.Since(began) < r.mixed {
 		f := kinds[rng.IntN(len(kinds))]
 		n := r.nodes[rng.IntN(len(r.nodes))]
 		own := rand.New(rand.NewPCG(rng.Uint64(), 5))
@@ -225,7 +230,7 @@ func (r *run) judge(took time.Duration) result {
 	for how, d := range margins(all) {
 		fmt.Fprintf(&b, "  smallest margin to the next grant where the lock was %s: %v\n", how, d)
 	}
-	return result{grants: len(all), counts: r.counts, wrong: r.wrong, text: b.String()}
+	return result{seed: r.seed, grants: len(all), counts: r.counts, wrong: r.wrong, text: b.String()}
 }
 
 func sorted(counts map[string]int) string {

@@ -12,6 +12,9 @@ import (
 // soakGoal is how many acquisitions there are to be on each back end.
 const soakGoal = 10000
 
+// soakRound is how long a run may take; none is begun so shortly before the test's deadline (-timeout).
+const soakRound = 150 * time.Second
+
 // TestSoak breaks both back ends, on new seeds, until the goal is reached (LOCKFS_FAULT_GOAL: another one).
 func TestSoak(t *testing.T) {
 	goal := int64(soakGoal)
@@ -21,12 +24,17 @@ func TestSoak(t *testing.T) {
 			t.Fatalf("LOCKFS_FAULT_GOAL: %v", err)
 		}
 	}
+	deadline, limited := t.Deadline()
 	program := build(t, "")
 	for _, backend := range []string{"redis", "zookeeper"} {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
 			sum, faults, began := 0, map[string]int{}, time.Now()
 			for round := 0; sum < int(goal) && !t.Failed(); round++ {
+				if limited && time.Until(deadline) < soakRound {
+					t.Errorf("only %d of %d acquisitions before the test's deadline", sum, goal)
+					break
+				}
 				p := plan{backend: backend, kills: round%2 == 1, alone: round%4 == 0, program: program, mixed: 40 * time.Second}
 				res := perform(t, p, newSeed(t))
 				res.expect(t)
