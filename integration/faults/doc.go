@@ -12,10 +12,10 @@
 //
 //	worker_test.go     the programs that take locks, and what they write down
 //	cluster_test.go    servers and what is left in them; node_test.go, proxy_test.go: mounts, and their way to the server
-//	faults_test.go     what is broken, and how it is mended; plan_test.go: when
+//	faults_test.go     what is broken, and how it is mended; run_test.go: when, and one run from its start to the report
 //	history_test.go    from the records to grants
 //	check_test.go      what has to hold of grants; checker_test.go: that the checks find what does not
-//	run_test.go        one run: set up, break, drain, check, report
+//	crew_test.go       the workers of a run
 //	soak_test.go       the long runs, with the build tag soak: make soak
 //	plant_test.go      lockfs with a bug planted, which a run must find; the same tag
 //

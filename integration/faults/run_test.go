@@ -220,6 +220,11 @@ func (r *run) judge(took time.Duration) result {
 		}
 	}
 	r.wrong = append(r.wrong, check(all)...)
+	for what, n := range failures {
+		if !mayFail(what) {
+			r.report("lock calls failed as they must not, %d times: %s", n, what)
+		}
+	}
 	ends := map[ending]int{}
 	for _, g := range all {
 		ends[g.End]++
@@ -231,6 +236,19 @@ func (r *run) judge(took time.Duration) result {
 		fmt.Fprintf(&b, "  smallest margin to the next grant where the lock was %s: %v\n", how, d)
 	}
 	return result{seed: r.seed, grants: len(all), counts: r.counts, wrong: r.wrong, text: b.String()}
+}
+
+// mayFail reports whether a lock call on a descriptor that is new may end like this (docs/contract.md): one that
+// waits goes on waiting, unless its mount has gone; one that does not says that the lock is held, or that it can't tell.
+func mayFail(what string) bool {
+	how, errno, _ := strings.Cut(what, " ")
+	switch {
+	case errno == "ECONNABORTED" || errno == "ENOTCONN" || how == "lost":
+		return true
+	case how == limited:
+		return errno == "ETIMEDOUT" || errno == "unknown" // flock(1) does not say
+	}
+	return how == trying && (errno == "EAGAIN" || errno == "ENOLCK")
 }
 
 func sorted(counts map[string]int) string {
