@@ -98,6 +98,9 @@ func (k *Keeper) Run(ctx context.Context) error {
 	defer k.hunts.Wait() // each ends by itself in the time that on_lost names
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if err := run(keeperPriority); err != nil {
+		k.Log.Debug("on a busy machine the keeper may come late", "reason", err)
+	}
 	backend, dead := -1, mountpoint.Mount{}
 	for quick, first := 0, true; ; first = false {
 		s, err := k.start(ctx, backend, dead, time.Duration(max(0, quick-1))*200*time.Millisecond)

@@ -8,27 +8,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Nice values of the two processes (setpriority(2)). Both need little of the processor, but the keeper must
-// have it the moment a lease ends, and the server when a renewal is due, however busy the machine is.
-const (
-	keeperNice = -20
-	serverNice = -15
+// The keeper has to have a processor the moment a lease ends, however busy the machine is. So it runs ahead of all
+// that is not real-time itself (sched(7)); it sleeps nearly all the time. The server needs one when a renewal is due, but works
+// for whoever asks, so it only gets a greater share.
+var (
+	keeperPriority = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1}
+	serverPriority = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: -15}
 )
 
-// raise gives this process a nice value, all threads of it; those that come later inherit it. A
-// plain user may not, without a limit that allows it: then all stays as it is, which is what the error is for.
-func raise(nice int) error {
+// run sets how this process is scheduled: all threads that it has; those that come later inherit it, and so do
+// child processes. A plain user may not, without a limit that allows it: then all stays as it is, which is what the error is for.
+func run(priority unix.SchedAttr) error {
 	threads, err := os.ReadDir("/proc/self/task")
 	if err != nil {
-		return fmt.Errorf("raise the priority: %w", err)
+		return fmt.Errorf("set the priority: %w", err)
 	}
 	for _, thread := range threads {
 		tid, err := strconv.Atoi(thread.Name())
 		if err != nil {
-			return fmt.Errorf("raise the priority: %w", err)
+			return fmt.Errorf("set the priority: %w", err)
 		}
-		if err := unix.Setpriority(unix.PRIO_PROCESS, tid, nice); err != nil && err != unix.ESRCH {
-			return fmt.Errorf("raise the priority of thread %d: %w", tid, err)
+		if err := unix.SchedSetAttr(tid, &priority, 0); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("set the priority of thread %d: %w", tid, err)
 		}
 	}
 	return nil

@@ -36,7 +36,7 @@ func Receive(brief any) (*Received, error) {
 	if err := json.NewDecoder(life).Decode(brief); err != nil {
 		return nil, fmt.Errorf("what the keeper says can't be read: %w", err)
 	}
-	_ = raise(serverNice) // the keeper has said what is to be said
+	_ = run(serverPriority) // the keeper has said what there is to say of it
 	page, err := ledger.Open(os.NewFile(5, "ledger"))
 	if err != nil {
 		return nil, err
