@@ -24,10 +24,6 @@ var plants = map[string]planted{
 		file: "backends/lease/lease.go", old: "return l.ttl - l.Margin()", new: "return l.ttl + l.Margin()",
 		found: []string{"two holders"},
 	},
-	"renewal counted from the answer, without margin": {
-		file: "backends/lease/lease.go", old: "next := int64(sent + l.usable())", new: "next := int64(Now() + l.ttl)",
-		found: []string{"two holders"},
-	},
 	"token repeated": {
 		file: "backends/redis/claims.go", old: "Token: token, Seq: token, Contended", new: "Token: token / 10000000 * 10000000, Seq: token, Contended",
 		found: []string{"a token that is not greater"},

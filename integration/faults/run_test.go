@@ -291,7 +291,7 @@ func TestFaults(t *testing.T) {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
 			perform(t, plan{backend: backend, alone: true, program: program, mixed: 5 * time.Second}, newSeed(t)).expect(t)
-			perform(t, plan{backend: backend, kills: true, program: program, mixed: 15 * time.Second}, newSeed(t)).expect(t)
+			perform(t, plan{backend: backend, kills: true, program: program, mixed: 10 * time.Second}, newSeed(t)).expect(t)
 		})
 	}
 }

@@ -276,7 +276,11 @@ func (w *worker) mark(f *os.File) error {
 
 // hold stays in the critical section for a while; false when the lock was lost there.
 func (w *worker) hold(f *os.File, e event) bool {
+	if err := w.mark(f); err != nil {
+		return w.lost(e, err)
+	}
 	buf := make([]byte, 32)
+	// The kernel asks for the file's mode first, which may take long while the back end is out of reach.
 	size, tokenErr := unix.Fgetxattr(int(f.Fd()), "user.lockfs.token", buf)
 	if err := w.mark(f); err != nil {
 		return w.lost(e, err)
