@@ -21,6 +21,7 @@ type ending string
 const (
 	released ending = "released"
 	lost     ending = "lost"    // the holder got an error
+	unsure   ending = "unsure"  // its release got an error: it may have been carried out
 	stopped  ending = "stopped" // the holder was killed by lockfs
 	killed   ending = "killed"  // the holder was killed by the harness
 )
@@ -119,7 +120,11 @@ func (r record) grants() (all []grant, failed map[string]int) {
 			end(release, gone, released)
 		case evLost:
 			failed["lost "+errnoText(e.Errno)]++
-			end(r.sure(g, e.Mark), never, lost)
+			how := lost
+			if release > g.From {
+				how = unsure
+			}
+			end(r.sure(g, e.Mark), never, how)
 		}
 	}
 	if open {
