@@ -231,7 +231,7 @@ type wire struct {
 const (
 	opAuth       = 100 // answered before anything else is sent
 	opSetWatches = 101
-	patience     = 400 * time.Millisecond
+	patience     = 100 * time.Millisecond
 )
 
 func (w *wire) Write(p []byte) (int, error) {
