@@ -11,6 +11,9 @@ func TestMain(m *testing.M) {
 	if job := os.Getenv(workerEnv); job != "" {
 		os.Exit(workerMain(job))
 	}
+	if job := os.Getenv(holderEnv); job != "" {
+		os.Exit(holderMain(job))
+	}
 	os.Exit(m.Run())
 }
 

@@ -28,6 +28,7 @@ type proxy struct {
 	changed chan struct{} // closed at the next change of mode
 	conns   map[*link]struct{}
 	closed  bool
+	sent    int64 // when bytes were last passed on to the server
 }
 
 // link is a connection and its other half. gap: bytes of it were swallowed.
@@ -146,12 +147,24 @@ func (p *proxy) pass(l *link) bool {
 	return p.mode == passes && !l.gap
 }
 
+// lastSent is when bytes from the node were last passed on to the server.
+func (p *proxy) lastSent() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sent
+}
+
 func (p *proxy) pump(l *link, from, to net.Conn) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
 		if !p.pass(l) {
 			break
+		}
+		if from == l.halves[0] && n > 0 {
+			p.mu.Lock()
+			p.sent = now()
+			p.mu.Unlock()
 		}
 		if n > 0 {
 			if _, err := to.Write(buf[:n]); err != nil {
