@@ -15,6 +15,7 @@ import (
 
 const (
 	defaultRedisPort        = 6379
+	defaultSentinelPort     = 26379
 	defaultRedisTimeout     = time.Second
 	defaultZooKeeperPort    = 2181
 	defaultZooKeeperTimeout = 5 * time.Second
@@ -96,18 +97,19 @@ type credentials struct {
 	fromFile           bool
 }
 
-func (c *credentials) add(known fields) {
-	known["username"] = func(v value) { v.secret(&c.username) }
-	known["password"] = func(v value) {
+// add adds the keys, each with prefix before it.
+func (c *credentials) add(known fields, prefix string) {
+	known[prefix+"username"] = func(v value) { v.secret(&c.username) }
+	known[prefix+"password"] = func(v value) {
 		if c.fromFile {
-			v.fail("is set beside password_file", "keep one of the two")
+			v.fail("is set beside "+prefix+"password_file", "keep one of the two")
 			return
 		}
 		v.secret(&c.password)
 	}
-	known["password_file"] = func(v value) {
+	known[prefix+"password_file"] = func(v value) {
 		if c.password != "" {
-			v.fail("is set beside password", "keep one of the two")
+			v.fail("is set beside "+prefix+"password", "keep one of the two")
 			return
 		}
 		c.fromFile = true

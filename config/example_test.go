@@ -42,7 +42,7 @@ func TestExampleUncommented(t *testing.T) {
 	if err != nil {
 		t.Fatalf("uncommented:\n%v", err)
 	}
-	if len(c.Backends) != 5 || len(c.Policies) != 3 {
+	if len(c.Backends) != 7 || len(c.Policies) != 3 {
 		t.Errorf("%d back ends, %d policies", len(c.Backends), len(c.Policies))
 	}
 	if got := c.Backends[1].Redis; got.Password != "from a file" || got.TLS == nil || got.DB != 1 {
@@ -51,7 +51,7 @@ func TestExampleUncommented(t *testing.T) {
 	d := defaults()
 	if c.Cluster != d.Cluster || c.SessionTTL != d.SessionTTL || c.Policy != d.Policy ||
 		c.Log.Level != d.Log.Level || c.Log.Format != d.Log.Format ||
-		c.Backends[0].Redis.Timeout != defaultRedisTimeout || c.Backends[3].ZooKeeper.Timeout != 5*time.Second {
+		c.Backends[0].Redis.Timeout != defaultRedisTimeout || c.Backends[5].ZooKeeper.Timeout != 5*time.Second {
 		t.Errorf("the example names a default that isn't one: %+v", c)
 	}
 }

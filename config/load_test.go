@@ -112,7 +112,11 @@ func TestRedisForms(t *testing.T) {
 		`{ssl: True, ssl_ca_certs: /ca, ssl_certfile: /cert, ssl_keyfile: /key}`: {Address: "localhost:6379", TLS: &tls},
 		`{ssl: yes, ssl_cert_reqs: none}`:                                        {Address: "localhost:6379", TLS: &TLS{InsecureSkipVerify: true}},
 		`{ssl: false, ssl_ca_certs: /ca}`:                                        {Address: "localhost:6379"},
-		`{socket_timeout: 2, socket_connect_timeout: 250ms}`:                     {Address: "localhost:6379", Timeout: 2 * time.Second},
+		`{sentinel_addrs: "a,b:1", master_name: m, db: 2, password: p, sentinel_username: u, sentinel_password: q, tls: {}}`: {
+			Sentinels: []string{"a:26379", "b:1"}, MasterName: "m", DB: 2, Password: "p", SentinelUsername: "u", SentinelPassword: "q", TLS: &TLS{}},
+		`{sentinel_addrs: ["::1"], master_name: m}`:          {Sentinels: []string{"[::1]:26379"}, MasterName: "m"},
+		`{cluster_addrs: [a, "b:1"]}`:                        {ClusterNodes: []string{"a:6379", "b:1"}},
+		`{socket_timeout: 2, socket_connect_timeout: 250ms}`: {Address: "localhost:6379", Timeout: 2 * time.Second},
 	} {
 		if want.Network == "" {
 			want.Network = "tcp"
@@ -280,19 +284,19 @@ func TestBlocked(t *testing.T) {
 
 // TestSecretsAreNotPrinted prints a whole configuration in every way there is.
 func TestSecretsAreNotPrinted(t *testing.T) {
-	c, err := Parse("x.yml", []byte(`[{type: redis, config: {url: "redis://u:hunter2@h"}}, {type: zookeeper, config: {username: u, password: hunter2}}]`))
+	c, err := Parse("x.yml", []byte(`[{type: redis, config: {url: "redis://u:hunter2@h"}}, {type: redis, config: {sentinel_addrs: a, master_name: m, sentinel_password: hunter2}}, {type: zookeeper, config: {username: u, password: hunter2}}]`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, z := c.Backends[0].Redis, c.Backends[1].ZooKeeper
-	if r.Password != "hunter2" || z.Password != "hunter2" {
+	r, s, z := c.Backends[0].Redis, c.Backends[1].Redis, c.Backends[2].ZooKeeper
+	if r.Password != "hunter2" || s.SentinelPassword != "hunter2" || z.Password != "hunter2" {
 		t.Fatalf("the passwords are %q and %q", r.Password, z.Password)
 	}
 	var out strings.Builder
 	for _, handler := range []slog.Handler{slog.NewTextHandler(&out, nil), slog.NewJSONHandler(&out, nil)} {
-		slog.New(handler).Info("x", "config", c, "backend", c.Backends[0], "redis", r, "zookeeper", z, "values", []any{*r, *z}, "all", c.Backends)
+		slog.New(handler).Info("x", "config", c, "backend", c.Backends[0], "redis", r, "sentinels", s, "zookeeper", z, "values", []any{*r, *s, *z}, "all", c.Backends)
 	}
-	for _, thing := range []any{c, *c, c.Backends, c.Backends[0], c.Backends[1], r, *r, z, *z} {
+	for _, thing := range []any{c, *c, c.Backends, c.Backends[0], c.Backends[1], c.Backends[2], r, *r, s, *s, z, *z} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 			out.WriteString(sprintf(verb, thing))
 		}

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +22,10 @@ type redisKeys struct {
 	host, socket   string
 	port, db       int
 	credentials    credentials
+	master         string
+	sentinels      []value // where they stand, for messages
+	sentinel       credentials
+	nodes          []value
 	timeout        time.Duration
 	connectTimeout time.Duration
 	ssl, hasTLS    bool
@@ -64,7 +69,83 @@ func (v value) redis() *Redis {
 		// Python's client does not look at them then either.
 		v.d.ignored = append(v.d.ignored, k.sslKeys...)
 	}
+	k.applySentinels(r, v)
+	k.applyCluster(r, v)
 	return r
+}
+
+const (
+	serversForm = "write host or host:port, several in a list or with commas between"
+	masterForm  = "write the name under which the Sentinels know the master"
+	oneWayForm  = "name the server by host, by url, by unix_socket_path, by sentinel_addrs or by cluster_addrs"
+)
+
+// applySentinels has Sentinels name the server.
+func (k *redisKeys) applySentinels(r *Redis, v value) {
+	if k.sentinels == nil {
+		const wrong, right = "is set without sentinel_addrs", "name the Sentinels too"
+		switch {
+		case k.master != "":
+			v.sub("master_name", v.node).fail(wrong, right)
+		case k.sentinel.username != "":
+			v.sub("sentinel_username", v.node).fail(wrong, right)
+		case k.sentinel.password != "":
+			v.sub("sentinel_password", v.node).fail(wrong, right)
+		}
+		return
+	}
+	switch {
+	case k.namesOne() || k.nodes != nil:
+		v.sub("sentinel_addrs", v.node).fail("is set beside another server", oneWayForm)
+	case k.master == "":
+		v.sub("sentinel_addrs", v.node).fail("is set without master_name", masterForm)
+	}
+	r.Network, r.Address = "tcp", ""
+	r.MasterName, r.Sentinels = k.master, hostList(k.sentinels, defaultSentinelPort)
+	r.SentinelUsername, r.SentinelPassword = k.sentinel.username, k.sentinel.password
+}
+
+// applyCluster has nodes of a Redis Cluster name the server.
+func (k *redisKeys) applyCluster(r *Redis, v value) {
+	if k.nodes == nil {
+		return
+	}
+	switch {
+	case k.namesOne():
+		v.sub("cluster_addrs", v.node).fail("is set beside another server", oneWayForm)
+	case r.DB != 0:
+		v.sub("db", v.node).fail("is not 0", "a Redis Cluster has no other databases")
+	}
+	r.Network, r.Address, r.ClusterNodes = "tcp", "", hostList(k.nodes, defaultRedisPort)
+}
+
+// namesOne reports whether the config names one server.
+func (k *redisKeys) namesOne() bool {
+	return k.url != nil || k.host != "localhost" || k.port != defaultRedisPort || k.socket != ""
+}
+
+// hostList decodes "a,b:2182" and the like; each has a port then.
+func hostList(all []value, port int) (hosts []string) {
+	const form = serversForm
+	for _, at := range all {
+		text, ok := at.scalar(form, "!!str")
+		if !ok {
+			return hosts
+		}
+		for host := range strings.SplitSeq(text, ",") {
+			address, err := hostAddress(strings.TrimSpace(host), port)
+			switch {
+			case err != nil:
+				at.fail(at.shown()+" "+err.Error(), form)
+				return hosts
+			case slices.Contains(hosts, address):
+				at.fail(at.shown()+" names a host twice", form)
+				return hosts
+			}
+			hosts = append(hosts, address)
+		}
+	}
+	return hosts
 }
 
 func redisFields(k *redisKeys) fields {
@@ -83,9 +164,15 @@ func redisFields(k *redisKeys) fields {
 			k.hasTLS = true
 			v.each(tlsFields(&k.tls), "write {ca_file: …, cert_file: …, key_file: …}")
 		},
-		"ssl": func(v value) { v.boolean(&k.ssl) },
+		"ssl":            func(v value) { v.boolean(&k.ssl) },
+		"sentinel_addrs": func(v value) { k.sentinels = v.listOrOne(serversForm) },
+		"master_name": func(v value) {
+			v.text(&k.master, masterForm, nil)
+		},
+		"cluster_addrs": func(v value) { k.nodes = v.listOrOne(serversForm) },
 	}
-	k.credentials.add(known)
+	k.credentials.add(known, "")
+	k.sentinel.add(known, "sentinel_")
 	for name, decode := range sslFields(&k.tls) {
 		known[name] = func(v value) {
 			k.sslKeys = append(k.sslKeys, v.key)
@@ -148,8 +235,8 @@ func (v value) redisURL(into **url.URL) {
 
 // applyURL takes a URL apart. Its errors show nothing of it.
 func (k *redisKeys) applyURL(r *Redis) error {
-	if k.host != "localhost" || k.port != defaultRedisPort || k.socket != "" {
-		return errors.New("is set beside host, port or unix_socket_path, which it would decide")
+	if k.host != "localhost" || k.port != defaultRedisPort || k.socket != "" || k.sentinels != nil || k.nodes != nil {
+		return errors.New("is set beside host, port, unix_socket_path, sentinel_addrs or cluster_addrs, which it would decide")
 	}
 	u := k.url
 	query, err := url.ParseQuery(u.RawQuery)

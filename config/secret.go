@@ -17,7 +17,15 @@ func (r Redis) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, r.String()
 func (r Redis) LogValue() slog.Value { return slog.StringValue(r.String()) }
 
 // String names the server, without a password: "redis at spock:8885, database 0".
-func (r Redis) String() string { return fmt.Sprintf("redis at %s, database %d", r.Address, r.DB) }
+func (r Redis) String() string {
+	switch {
+	case r.Sentinels != nil:
+		return fmt.Sprintf("redis master %s of the Sentinels %s, database %d", r.MasterName, strings.Join(r.Sentinels, ","), r.DB)
+	case r.ClusterNodes != nil:
+		return "redis cluster at " + strings.Join(r.ClusterNodes, ",")
+	}
+	return fmt.Sprintf("redis at %s, database %d", r.Address, r.DB)
+}
 
 // MarshalText keeps the password out of JSON and the like.
 func (r Redis) MarshalText() ([]byte, error) { return []byte(r.String()), nil }

@@ -90,9 +90,16 @@ type Backend struct {
 }
 
 // Redis is a Redis server. A url in the file has been taken apart into these fields.
+// It is named by Address, by Sentinels or by ClusterNodes, and the other two are empty.
 type Redis struct {
 	// Network is "tcp" or "unix", Address "host:port" or the socket's path.
-	Network, Address   string
+	Network, Address string
+	// Sentinels are "host:port"; they know which server the master MasterName is.
+	Sentinels                          []string
+	MasterName                         string
+	SentinelUsername, SentinelPassword string
+	// ClusterNodes, "host:port", are some nodes of a Redis Cluster.
+	ClusterNodes       []string
 	DB                 int
 	Username, Password string
 	TLS                *TLS

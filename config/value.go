@@ -136,6 +136,18 @@ func (v value) elements(form string) []value {
 	return all
 }
 
+// listOrOne returns the elements of a list, which is not to be empty, or the value itself where it is no list; never nil.
+func (v value) listOrOne(form string) []value {
+	if v.node.Kind != yaml.SequenceNode {
+		return []value{v}
+	}
+	if len(v.node.Content) == 0 {
+		v.fail("is empty", form)
+		return []value{}
+	}
+	return v.elements(form)
+}
+
 // scalar returns the text of a scalar whose tag is one of tags, environment
 // variables filled in. Text that came from an environment variable has
 // whatever type is wanted.

@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"gopkg.in/yaml.v3"
 )
 
 // zookeeperKeys is what a ZooKeeper config says, before it is put together.
@@ -50,14 +48,7 @@ func (v value) zookeeper() *ZooKeeper {
 
 func zookeeperFields(k *zookeeperKeys) fields {
 	known := fields{
-		"hosts": func(v value) {
-			if k.hosts = []value{v}; v.node.Kind == yaml.SequenceNode {
-				k.hosts = v.elements(hostsForm)
-			}
-			if len(k.hosts) == 0 {
-				v.fail("is empty", hostsForm)
-			}
-		},
+		"hosts":     func(v value) { k.hosts = v.listOrOne(hostsForm) },
 		"port":      func(v value) { v.integer(&k.port, 1, 65535) },
 		"chroot":    func(v value) { v.text(&k.chroot, chrootForm, checkChroot) },
 		"timeout":   func(v value) { v.timeout(&k.timeout) },
@@ -69,7 +60,7 @@ func zookeeperFields(k *zookeeperKeys) fields {
 			}
 		},
 	}
-	k.credentials.add(known)
+	k.credentials.add(known, "")
 	known.ignore("randomize_hosts", "read_only", "client_id", "connection_retry", "command_retry",
 		"verify_certs", "ca", "certfile", "keyfile")
 	return optional(known)
