@@ -180,6 +180,47 @@ func testRestart(t *testing.T, r *rig) {
 	}
 }
 
+// testDelays: the locks of a dead node come free after its delay, all of them, though their claims and markers are
+// listed in an order that depends on their names.
+func testDelays(t *testing.T, r *rig) {
+	const names, delay = 12, 500 * time.Millisecond
+	cluster := r.newCluster()
+	p := newProxy(t, r.Addr())
+	cfg := r.config(p.addr())
+	cfg.Timeout = time.Second
+	b, err := Open(t.Context(), cfg, cluster, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = b.Close() }()
+	dying, err := b.Open(t.Context(), backends.SessionOptions{TTL: time.Second, LockDelay: delay})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiter := newSession(t, r.open(t, cluster, r.Addr()), time.Minute)
+	var waits sync.WaitGroup
+	for i := range names {
+		name := fmt.Sprint("delayed ", i)
+		if _, err := dying.Acquire(t.Context(), name, backends.Request{Lock: writing}); err != nil {
+			t.Fatal(err)
+		}
+		queued := make(chan struct{})
+		waits.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if _, err := waiter.Acquire(ctx, name, backends.Request{Lock: writing, Wait: true, Queued: func() { close(queued) }}); err != nil {
+				t.Error(err)
+			}
+		})
+		<-queued
+	}
+	p.kill()
+	waits.Wait()
+	if err := dying.Close(t.Context()); err != nil && !errors.Is(err, backends.ErrUnavailable) {
+		t.Error(err)
+	}
+}
+
 // testUnavailable: with the server out of reach, requests that do not wait fail in time.
 func testUnavailable(t *testing.T, r *rig) {
 	p := newProxy(t, r.Addr())

@@ -23,7 +23,7 @@ type line struct {
 // the way until their session has deleted them, for others may not see the
 // reason any more when it does.
 func newLine(nodes []node) *line {
-	slices.SortFunc(nodes, func(a, b node) int { return cmp.Compare(a.seq, b.seq) })
+	slices.SortFunc(nodes, inLine)
 	l := &line{nodes: nodes, state: make(queue.State, len(nodes)), firm: make([]bool, len(nodes))}
 	for i, n := range nodes {
 		l.state[i] = n.entry()
@@ -37,6 +37,21 @@ func newLine(nodes []node) *line {
 		l.firm[i] = l.isFirm(i)
 	}
 	return l
+}
+
+// inLine compares two places in the line. Markers of lock delays come first, in the order of their names: they have
+// no number of their own. The claim of one may be the first of its line and have the number 0 itself. It
+// stands behind its marker then too, so that who waits for both watches the claim and learns of its end.
+func inLine(a, b node) int {
+	switch {
+	case a.kind == delayed && b.kind == delayed:
+		return cmp.Compare(a.name, b.name)
+	case a.kind == delayed:
+		return -1
+	case b.kind == delayed:
+		return 1
+	}
+	return cmp.Compare(a.seq, b.seq)
 }
 
 // isFirm reports whether nothing that can happen takes the grant of entry i

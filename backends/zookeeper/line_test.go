@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"lockfs/backends"
 )
@@ -49,6 +50,21 @@ func FuzzParseNode(f *testing.F) {
 			t.Errorf("%+v became %+v", n, m)
 		}
 	})
+}
+
+// The claim of a marker may be the first of its line, with the number 0. Who waits has to see its end, whatever
+// the order in which the server lists the two.
+func TestMarkerBeforeItsClaim(t *testing.T) {
+	claim := node{session: "a", id: "1", kind: waits, Lock: writing}
+	marker := node{session: "a", id: markerID("1", time.Second), kind: delayed, Lock: writing}
+	request := node{session: "b", id: "1", kind: waits, Lock: writing, seq: 2}
+	for _, listed := range [][]node{{claim, marker, request}, {marker, claim, request}} {
+		l := newLine(slices.Clone(listed))
+		in, _ := l.inTheWay(2)
+		if len(in) != 2 || l.nodes[in[1]].kind != waits {
+			t.Errorf("listed as %v: the last in the way of the waiting request is at %v of %v, want the claim", listed, in, l.nodes)
+		}
+	}
 }
 
 // world is a line and what its sessions have been told, as the package comment tells it.
