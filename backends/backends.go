@@ -141,16 +141,19 @@ type Request struct {
 	// has and keeps while it waits (an fcntl upgrade, say). The request goes
 	// ahead of those who wait for them: behind them it would wait for ever.
 	Held []Lock
-	// Hint says what stands behind the claim, for others' YieldTo.
+	// Hint says what stands behind the claim, for others' YieldTo; Kept is
+	// for Change, when the claim is no longer in use.
 	Hint Hint
 	// Queued, where not nil, is called at most once, when the request has its
 	// place in the queue and waits; not where Acquire decides at once. It must
 	// not block. A node's requests that follow one another wait for it, so
 	// that they stand in the queue in their order.
 	Queued func()
-	// YieldTo, where it is not ByOpen (0), ends the request with ErrYield as
-	// soon as a claim in the way, held by another session, has at least this
-	// hint.
+	// YieldTo, where it is not 0, ends the request with ErrYield as soon as a
+	// claim in the way, held by another session, has at least this hint. With
+	// ByOpen, which is any claim that is known to be in use, it ends so also where it would
+	// have to stand behind another request: such a request waits for nothing but
+	// to be told whether claims are in use that nodes keep (Kept).
 	YieldTo Hint
 }
 

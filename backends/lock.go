@@ -69,8 +69,11 @@ func (l Lock) Conflicts(o Lock) bool {
 type Hint uint8
 
 const (
+	// Kept: the node keeps the claim, and it may be idle at this moment. As soon as
+	// another session waits for it, the node gives it up or says by another hint what stands behind it.
+	Kept Hint = iota
 	// ByOpen: only opens for writing stand behind the lock.
-	ByOpen Hint = iota
+	ByOpen
 	// ByCall: flock or fcntl on a descriptor that was opened for reading only.
 	ByCall
 	// ByCallOnWritable: flock or fcntl on a descriptor that was itself opened for writing.

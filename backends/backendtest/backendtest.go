@@ -61,7 +61,7 @@ func Run(t *testing.T, start func(t *testing.T) Cluster) {
 	}{
 		{"Locks", lockTests}, {"Queue", queueTests}, {"Change", changeTests}, {"Held", heldTests},
 		{"Cancel", cancelTests}, {"Events", eventTests}, {"Sessions", sessionTests},
-		{"Random", randomTests}, {"Names", nameTests}, {"Links", linkTests}, {"Contents", contentTests},
+		{"Kept", keptTests}, {"Random", randomTests}, {"Names", nameTests}, {"Links", linkTests}, {"Contents", contentTests},
 	} {
 		t.Run(group.name, func(t *testing.T) {
 			for _, test := range group.tests {

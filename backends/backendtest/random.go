@@ -115,9 +115,9 @@ func (r *rig) randomRange(within backends.Range) backends.Range {
 func (r *rig) randomRequest(p *peer) backends.Request {
 	req := backends.Request{
 		Lock: backends.Lock{Range: r.randomRange(backends.Whole), Mode: backends.Read + backends.Mode(r.rng.IntN(2))},
-		Wait: r.rng.IntN(4) > 0, Hint: backends.Hint(r.rng.IntN(3))}
+		Wait: r.rng.IntN(4) > 0, Hint: backends.Hint(r.rng.IntN(4))}
 	if r.rng.IntN(4) == 0 {
-		req.YieldTo = backends.Hint(1 + r.rng.IntN(2))
+		req.YieldTo = backends.Hint(1 + r.rng.IntN(3))
 	}
 	if r.rng.IntN(2) == 0 {
 		for _, e := range r.model {
@@ -185,7 +185,7 @@ func (r *rig) alter(old queue.Entry) {
 	var to []backends.Keep
 	var ids []string
 	for range r.rng.IntN(3) {
-		to = append(to, backends.Keep{Hint: backends.Hint(r.rng.IntN(3)), Lock: backends.Lock{
+		to = append(to, backends.Keep{Hint: backends.Hint(r.rng.IntN(4)), Lock: backends.Lock{
 			Range: r.randomRange(old.Range), Mode: backends.Read + backends.Mode(r.rng.IntN(int(old.Mode)))}})
 		ids = append(ids, r.newID())
 	}

@@ -80,9 +80,17 @@ func (m model) mayGoIn(i int) bool {
 }
 
 func (m model) yieldsTo(i int) bool {
-	return m[i].yield > 0 && slices.ContainsFunc(m, func(h *modelEntry) bool {
+	if m[i].yield > 0 && slices.ContainsFunc(m, func(h *modelEntry) bool {
 		return h.granted && h.session != m[i].session && h.hint >= m[i].yield && clash(h.bytes, m[i].bytes)
-	})
+	}) {
+		return true
+	}
+	for j := range i {
+		if m[i].yield == backends.ByOpen && !m[j].granted && clash(m[i].bytes, m[j].bytes) && !m.waitsForOwner(j, i) {
+			return true
+		}
+	}
+	return false
 }
 
 // settle lets in one after the other, and when nobody more can come in takes
@@ -95,13 +103,13 @@ func (m *model) settle() {
 			continue
 		}
 		before := len(*m)
-		keep := model{}
-		for i, e := range *m {
-			if e.granted || !m.yieldsTo(i) {
-				keep = append(keep, e)
+		for i := 0; i < len(*m); {
+			if !(*m)[i].granted && m.yieldsTo(i) {
+				*m = slices.Delete(*m, i, i+1)
+			} else {
+				i++
 			}
 		}
-		*m = keep
 		if len(*m) == before {
 			return
 		}
@@ -170,9 +178,9 @@ func (d *driver) step() {
 }
 
 func (d *driver) ask() {
-	e := Entry{ID: d.id(), Session: string(rune('A' + d.choose(3))), Lock: d.lock(), Hint: backends.Hint(d.choose(3))}
+	e := Entry{ID: d.id(), Session: string(rune('A' + d.choose(3))), Lock: d.lock(), Hint: backends.Hint(d.choose(4))}
 	if d.choose(4) == 0 {
-		e.YieldTo = backends.Hint(1 + d.choose(2))
+		e.YieldTo = backends.Hint(1 + d.choose(3))
 	}
 	if d.choose(3) == 0 {
 		for _, h := range d.st {
@@ -201,7 +209,7 @@ func (d *driver) replace(e Entry) {
 		l := backends.Lock{Range: e.Range, Mode: min(e.Mode, backends.Read+backends.Mode(d.choose(2)))}
 		l.First += uint64(d.choose(int(l.Last - l.First + 1)))
 		l.Last -= uint64(d.choose(int(l.Last - l.First + 1)))
-		hint := backends.Hint(d.choose(3))
+		hint := backends.Hint(d.choose(4))
 		to, ids = append(to, backends.Keep{Lock: l, Hint: hint}), append(ids, d.id())
 		part := newModelEntry(Entry{ID: ids[len(ids)-1], Session: e.Session, Lock: l, Hint: hint})
 		part.granted = true

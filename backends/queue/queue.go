@@ -116,29 +116,39 @@ func (o *order) behind(j int, these []bool) bool {
 //     would wait for ever.
 func (s State) Blocked(i int) bool {
 	x := s[i]
-	o := order{state: s}
 	for j, y := range s {
-		switch {
-		case j == i || !x.Conflicts(y.Lock):
-		case y.Granted && y.Session != x.Session:
+		if j != i && y.Granted && y.Session != x.Session && x.Conflicts(y.Lock) {
 			return true
-		case !y.Granted && j < i && !o.ahead(i)[j]:
+		}
+	}
+	return s.behindAnother(i)
+}
+
+// yields reports whether the waiting entry at index i gives up: because of
+// the kind of a claim in its way, or, where it yields to all that is in use,
+// because it stands behind one who waits.
+func (s State) yields(i int) bool {
+	x := s[i]
+	if x.YieldTo == 0 {
+		return false
+	}
+	if slices.ContainsFunc(s, func(y Entry) bool {
+		return y.Granted && y.Session != x.Session && y.Hint >= x.YieldTo && x.Conflicts(y.Lock)
+	}) {
+		return true
+	}
+	return x.YieldTo == backends.ByOpen && s.behindAnother(i)
+}
+
+// behindAnother reports whether the waiting entry at index i stands behind one who waits.
+func (s State) behindAnother(i int) bool {
+	o := order{state: s}
+	for j, y := range s[:i] {
+		if !y.Granted && s[i].Conflicts(y.Lock) && !o.ahead(i)[j] {
 			return true
 		}
 	}
 	return false
-}
-
-// yields reports whether the waiting entry at index i gives up because of
-// the kind of a claim in its way.
-func (s State) yields(i int) bool {
-	x := s[i]
-	if x.YieldTo == backends.ByOpen {
-		return false
-	}
-	return slices.ContainsFunc(s, func(y Entry) bool {
-		return y.Granted && y.Session != x.Session && y.Hint >= x.YieldTo && x.Conflicts(y.Lock)
-	})
 }
 
 // Settle grants what can be granted and takes out those that yield, in the

@@ -393,7 +393,7 @@ func (s *session) rechecked(waiting []*waiter, a answer) (lost []*waiter) {
 			lost = append(lost, w)
 		case token != "":
 			s.hand(w, w.result(answer{"granted", []any{token, a.text(2*i + 1)}}))
-		case w.YieldTo != backends.ByOpen:
+		case w.YieldTo != 0:
 			s.hand(w, outcome{err: backends.ErrYield}) // only that ends a wait without a grant
 		default:
 			lost = append(lost, w)

@@ -134,9 +134,9 @@ func (r *twin) newID(session string) string {
 
 func (r *twin) acquire() {
 	session := r.sessions[r.rng.IntN(4)]
-	req := backends.Request{Lock: r.lock(), Hint: backends.Hint(r.rng.IntN(3)), Wait: r.rng.IntN(4) > 0}
+	req := backends.Request{Lock: r.lock(), Hint: backends.Hint(r.rng.IntN(4)), Wait: r.rng.IntN(4) > 0}
 	if r.rng.IntN(4) == 0 {
-		req.YieldTo = backends.Hint(1 + r.rng.IntN(2))
+		req.YieldTo = backends.Hint(1 + r.rng.IntN(3))
 	}
 	for _, e := range r.model {
 		if e.Granted && e.Session == session && r.rng.IntN(3) == 0 {
@@ -177,7 +177,7 @@ func (r *twin) replace(e queue.Entry) {
 			l.Last = l.First + (l.Last-l.First)/2
 		}
 		l.Mode = min(l.Mode, backends.Read+backends.Mode(r.rng.IntN(2)))
-		keep := backends.Keep{Lock: l, Hint: backends.Hint(r.rng.IntN(3))}
+		keep := backends.Keep{Lock: l, Hint: backends.Hint(r.rng.IntN(4))}
 		id := r.newID(e.Session)
 		to, ids = append(to, keep), append(ids, id)
 		args = append(args, id, encodeLock(l, keep.Hint))

@@ -222,7 +222,7 @@ func (c *core) yield(list *[]*waiter) (any bool) {
 
 // yields reports whether an open yields to a lock held here.
 func (c *core) yields(r *Request) bool {
-	if r.Door != Open || r.YieldTo == backends.ByOpen {
+	if r.Door != Open || r.YieldTo == 0 {
 		return false
 	}
 	return slices.ContainsFunc(c.held, func(h held) bool { return h.hint >= r.YieldTo && h.collides(r) })

@@ -79,7 +79,7 @@ func (t *Table) begin(r *Request) (w *waiter, done, freed <-chan struct{}, err e
 		}
 	} else if n.yields(r) {
 		return nil, nil, nil, backends.ErrYield
-	} else if r.Wait || len(n.inTheWay(r)) == 0 || r.YieldTo != backends.ByOpen {
+	} else if r.Wait || len(n.inTheWay(r)) == 0 || r.YieldTo != 0 {
 		// An open asks even where an owner here is in its way: one on another node may be one to yield to.
 		n.outside = append(n.outside, w)
 	}

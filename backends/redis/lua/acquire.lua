@@ -33,30 +33,31 @@ local function deadlock(q, known, last)
   return false
 end
 
--- Whether it has to wait, as the last in the queue, and whether for ever.
+-- Whether it has to wait, as the last in the queue, whether for ever, and whether it gives up.
 local function waits()
   local n, y = 1, waiting(L, 1)
   if not x.held then
-    if held_back(L, x) then return true, false end
+    local back = held_back(L, x)
+    if back and x.yield ~= 1 then return true, false, yields(L, x) end
     while y and not conflict(x, y) do
       n = n + 1
       y = waiting(L, n)
     end
-    return y ~= nil, false
+    return back or y ~= nil, false, yields(L, x) or x.yield == 1 and y ~= nil
   end
   while waiting(L, n) do n = n + 1 end
   L.queue[n] = x
   local lost = deadlock(L.queue, L.known, n)
-  local wait = lost or blocked(L, n)
+  local wait, up = lost or blocked(L, n), gives_up(L, n)
   table.remove(L.queue, n)
   L.known[n] = nil
-  return wait, lost
+  return wait, lost, up
 end
 
-local wait, lost = waits()
+local wait, lost, up = waits()
 if L.dirty then -- the dead stood in the queue
   settle(L)
-  wait, lost = waits()
+  wait, lost, up = waits()
 end
 if lost then return {'deadlock'} end
 if not wait and GRACE > 0 and ARGV[5] ~= '1' then return {'grace', GRACE} end
@@ -66,7 +67,7 @@ if not wait and GRACE == 0 then
   if not (L.complete and #L.queue == 0) then settle(L) end -- some may yield to it
   return {'granted', x.token, x.contended}
 end
-if wait and yields(L, x) then return {'yield'} end
+if wait and up then return {'yield'} end
 if ARGV[5] ~= '1' then return {'blocked'} end
 
 local arrival = stamp()

@@ -32,7 +32,7 @@ local NEVER = string.rep('0', 40) -- a history that there is not
 local function server()
   local text = call('INFO', 'server') .. call('INFO', 'replication')
   local function field(name) return string.match(text, '\n' .. name .. ':([^\r\n]*)') or '' end
-  return {run = field('run_id'), replid = field('master_replid'), before = field('master_replid2'),
+  return {run = field('run_id'), replid = field('master_replid'), before = field('master_replid2'), cluster = field('redis_mode') == 'cluster',
     uptime = (tonumber(field('uptime_in_seconds')) or 0) * 1000}
 end
 

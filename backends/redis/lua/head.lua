@@ -13,7 +13,7 @@
 --   g:<name>    hash   id -> granted claim
 --   q:<name>    zset   id -> arrival stamp of a request that waits
 --   w:<name>    hash   id -> request that waits
---   m:<name>    hash   counts over the queue: h with Held, 1 and 2 by YieldTo,
+--   m:<name>    hash   counts over the queue: h with Held, 1 to 3 by YieldTo,
 --                      s<session> by session
 -- An id is <session>/<number>. A lock is written as mode, hint (one digit
 -- each), first and last byte (16 hex digits each: Lua's numbers end at 2^53);

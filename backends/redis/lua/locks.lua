@@ -194,15 +194,17 @@ local function held_back(L, x)
   return false
 end
 
--- Blocked of package queue, for the request at index i.
-local function blocked(L, i)
+-- Whether the request at index i stands behind another one.
+local function behind_another(L, i)
   local x = waiting(L, i)
-  if held_back(L, x) then return true end
   for j = 1, i - 1 do
     if conflict(x, L.queue[j]) and not ahead(L.queue, L.known, i)[j] then return true end
   end
   return false
 end
+
+-- Blocked of package queue, for the request at index i.
+local function blocked(L, i) return held_back(L, waiting(L, i)) or behind_another(L, i) end
 
 -- Takes the request at index i out of the queue.
 local function take_out(L, i)
@@ -212,12 +214,19 @@ local function take_out(L, i)
   return x
 end
 
+-- Whether a claim is in use that request x yields to.
 local function yields(L, x)
   if x.yield == 0 or L.hint < x.yield then return false end
   for _, e in ipairs(L.granted) do
     if e.session ~= x.session and e.hint >= x.yield and conflict(x, e) then return true end
   end
   return false
+end
+
+-- yields of package queue, for the request at index i.
+local function gives_up(L, i)
+  local x = waiting(L, i)
+  return yields(L, x) or x.yield == 1 and behind_another(L, i)
 end
 
 -- Whether another session waits for something in conflict with claim e.
@@ -250,7 +259,7 @@ end
 
 -- Whether a request may be in the queue that yields to a claim.
 local function may_yield(L, counts)
-  return L.hint >= 1 and (counts[2] > 0 or L.hint >= 2 and counts[3] > 0)
+  return counts[2] > 0 or L.hint >= 2 and counts[3] > 0 or L.hint >= 3 and counts[4] > 0
 end
 
 -- One pass over the queue, granting. It ends early where nothing behind can
@@ -259,8 +268,8 @@ end
 -- within the greatest hint; the counts say whether such are left.
 local function grant_in_order(L, granted)
   if GRACE > 0 then return end
-  local c = call('HMGET', P .. 'm:' .. L.name, 'h', '1', '2')
-  local counts = {tonumber(c[1] or '0'), tonumber(c[2] or '0'), tonumber(c[3] or '0')}
+  local c = call('HMGET', P .. 'm:' .. L.name, 'h', '1', '2', '3')
+  local counts = {tonumber(c[1] or '0'), tonumber(c[2] or '0'), tonumber(c[3] or '0'), tonumber(c[4] or '0')}
   local wall, i = false, 1
   while not wall or counts[1] > 0 or may_yield(L, counts) do
     local x = waiting(L, i)
@@ -283,12 +292,14 @@ local function settle(L)
   while again do
     again = false
     grant_in_order(L, granted)
-    for i = #L.queue, 1, -1 do
-      local x = L.queue[i]
-      if yields(L, x) then
-        take_out(L, i)
+    local i = 1
+    while i <= #L.queue do
+      if gives_up(L, i) then
+        local x = take_out(L, i)
         tell(x.session, 'y ' .. EPOCH .. ' ' .. x.id)
         again = true
+      else
+        i = i + 1
       end
     end
   end

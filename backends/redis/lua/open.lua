@@ -12,7 +12,7 @@ local here, same = check()
 local function last_renewal()
   local listening = tell('', 'new')
   if call('EXISTS', SESSIONS) == 1 or listening > 0 then return now end
-  if call('GET', 'lockfs:new') == here.run then return 0 end
+  if call('GET', here.cluster and P .. 'new' or 'lockfs:new') == here.run then return 0 end
   return here.before == NEVER and now - here.uptime or now
 end
 
