@@ -2,7 +2,6 @@ package zookeeper
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,7 +22,8 @@ import (
 //
 // It adds to the library what that does not tell or bound: the negotiated
 // time-out (read from the handshake as it passes), limits for a server that
-// takes a connection and then says nothing, and an end: once its session has
+// takes a connection and then says nothing, the account of what it has seen of the server's
+// transactions (see wire), and an end: once its session has
 // expired the library would go on under a new one, with the old one's requests; a
 // link never does.
 type link struct {
@@ -36,6 +36,7 @@ type link struct {
 
 	session atomic.Int64 // the session's id
 	ttl     atomic.Int64 // the negotiated time-out, a time.Duration
+	seen    atomic.Int64 // the zxid of the last answer
 	expired atomic.Bool
 	failure atomic.Value // the last connection failure, a failure
 
@@ -97,15 +98,12 @@ func (l *link) dial(network, address string, _ time.Duration) (net.Conn, error) 
 		l.failure.Store(failure{err})
 		return nil, err
 	}
-	w := &wire{Conn: c, link: l}
+	w := &wire{Conn: c, link: l, since: l.seen.Load()}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		_ = c.Close()
 		return nil, net.ErrClosed
-	}
-	if l.onWatch != nil && l.session.Load() != 0 {
-		w.rewatched = make(chan struct{})
 	}
 	l.sock = w
 	return w, nil
@@ -208,112 +206,6 @@ func (l *link) hangUp() {
 	if l.sock != nil {
 		_ = l.sock.Close()
 	}
-}
-
-// wire is the connection to one server as the library uses it.
-type wire struct {
-	net.Conn
-	link  *link
-	head  []byte // the handshake's answer, until it is complete
-	ready bool
-
-	// After a reconnect the library reads the last zxid that it has seen, to set its watches
-	// again from there, while it may already be writing the next. So the first answer is held back until
-	// that request has been sent: rewatched is closed then, and nil where there is nothing to
-	// wait for. patience bounds it, for there need be no watches.
-	rewatched chan struct{}
-	sent      bool        // of the writer: rewatched is closed
-	asked     atomic.Bool // a request has been sent
-	held      bool        // of the reader: hold has been called
-}
-
-// Requests as the library sends them, one a Write: length, xid, opcode.
-const (
-	opAuth       = 100 // answered before anything else is sent
-	opSetWatches = 101
-	patience     = 100 * time.Millisecond
-)
-
-func (w *wire) Write(p []byte) (int, error) {
-	if w.rewatched != nil && w.ready && !w.sent && len(p) >= 12 {
-		switch binary.BigEndian.Uint32(p[8:]) {
-		case opAuth:
-		case opSetWatches:
-			w.sent = true
-			defer close(w.rewatched)
-			fallthrough
-		default:
-			w.asked.Store(true)
-		}
-	}
-	return w.Conn.Write(p)
-}
-
-// hold waits for the library to have set its watches again.
-func (w *wire) hold() {
-	w.held = true
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case <-w.rewatched:
-	case <-timer.C:
-	case <-w.link.ctx.Done():
-	}
-}
-
-// The answer to the connect request: its length, then protocol version,
-// time-out in milliseconds and session id, then what is of no interest here.
-const handshake = 4 + 4 + 4 + 8
-
-func (w *wire) Read(p []byte) (int, error) {
-	n, err := w.Conn.Read(p)
-	if w.ready && w.rewatched != nil && !w.held && w.asked.Load() {
-		w.hold()
-	}
-	if !w.ready {
-		if err != nil {
-			w.link.failure.Store(failure{fmt.Errorf("no answer to the connect request: %w", err)})
-		}
-		w.head = append(w.head, p[:n]...)
-		if err := w.look(); err != nil {
-			w.link.failure.Store(failure{err})
-			return 0, err
-		}
-	}
-	return n, err
-}
-
-// look reads the handshake. The library trusts the length that comes first,
-// whoever sent it.
-func (w *wire) look() error {
-	if len(w.head) < 4 {
-		return nil
-	}
-	if size := binary.BigEndian.Uint32(w.head); size < handshake-4 || size > 1024 {
-		return errForeign
-	}
-	if len(w.head) < handshake {
-		return nil
-	}
-	w.ready = true
-	if id := int64(binary.BigEndian.Uint64(w.head[12:])); id != 0 { // 0: expired
-		w.link.ttl.Store(int64(time.Duration(binary.BigEndian.Uint32(w.head[8:])) * time.Millisecond))
-		w.link.session.Store(id)
-	}
-	w.head = nil
-	return nil
-}
-
-// SetReadDeadline shortens what the library allows, which is ten times the session's time-out for the handshake.
-func (w *wire) SetReadDeadline(t time.Time) error {
-	limit := w.link.quiet
-	if !w.ready {
-		limit = w.link.cfg.Timeout
-	}
-	if latest := time.Now().Add(limit); !t.IsZero() && t.After(latest) {
-		t = latest
-	}
-	return w.Conn.SetReadDeadline(t)
 }
 
 // hosts is the list of servers. Unlike the library's own it looks up names anew at each

@@ -151,7 +151,7 @@ func TestFaults(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, *rig)
-	}{{"cuts", testCuts}, {"restart", testRestart}, {"delays", testDelays}, {"unavailable", testUnavailable}, {"auth", testAuth}} {
+	}{{"cuts", testCuts}, {"restart", testRestart}, {"delays", testDelays}, {"reconnects", testReconnects}, {"unavailable", testUnavailable}, {"auth", testAuth}} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, r) })
 	}
 }
