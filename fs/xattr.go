@@ -7,16 +7,17 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// tokenAttr is the extended attribute that gives the fencing token under
-// which this node holds the name now; there is none while it does not.
+// tokenAttr is the extended attribute that gives the fencing token under which the caller, or else
+// this node, holds the name now; there is none while it does not. The kernel does not say through which
+// descriptor it is asked for.
 const tokenAttr = "user.lockfs.token"
 
-func (f *FileSystem) token(id uint64) (token string, held bool, err error) {
-	_, name, err := f.nodes.find(id)
+func (f *FileSystem) token(in *fuse.InHeader) (token string, held bool, err error) {
+	_, name, err := f.nodes.find(in.NodeId)
 	if err != nil {
 		return "", false, err
 	}
-	t, held := f.table.Token(name)
+	t, held := f.table.Token(name, in.Pid)
 	return strconv.FormatUint(t, 10), held, nil
 }
 
@@ -25,7 +26,7 @@ func (f *FileSystem) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string,
 	if attr != tokenAttr {
 		return 0, fuse.ENODATA
 	}
-	token, held, err := f.token(in.NodeId)
+	token, held, err := f.token(in)
 	switch {
 	case err != nil:
 		return 0, f.status("getxattr", "", err)
@@ -37,7 +38,7 @@ func (f *FileSystem) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string,
 
 // ListXAttr implements fuse.RawFileSystem.
 func (f *FileSystem) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	_, held, err := f.token(in.NodeId)
+	_, held, err := f.token(in)
 	if err != nil || !held {
 		return 0, f.status("listxattr", "", err)
 	}

@@ -14,8 +14,8 @@ type claims struct {
 	list []backends.Claim
 	// wanted: claims with a smaller Seq are wanted by another node.
 	wanted uint64
-	// shown is the greatest token that anybody on this node was told of.
-	shown uint64
+	// last is the last token given to a lock on this node.
+	last uint64
 }
 
 // contended reports whether another node waits for what the claim has:
@@ -24,8 +24,11 @@ func (c *claims) contended(claim *backends.Claim) bool {
 	return claim.Contended || claim.Seq < c.wanted
 }
 
-// admit reports whether a newcomer can be served from what the node has.
-func (c *claims) admit(want backends.Lock) bool {
+// admit reports whether a newcomer can be served from what the node has, behind as many as are inside.
+func (c *claims) admit(want backends.Lock, inside int) bool {
+	if c.room() <= inside {
+		return false
+	}
 	var free []backends.Lock
 	for i := range c.list {
 		if !c.contended(&c.list[i]) {
@@ -44,28 +47,69 @@ func (c *claims) have(want backends.Lock) bool {
 	return covers(all, want)
 }
 
-// token returns the token under which the node has locks: of the claims that are enough for a lock, the first
-// granted, for the later ones may be those of owners who wait here, and may yet go away.
+// tokenBits is how many bits of a token count the locks that owners on this node have had under one claim, after
+// one another or together; the others are the claim's own token. So each lock has a token of its own
+// though the back end was not asked for it.
+const (
+	tokenBits  = 12
+	tokenBlock = 1 << tokenBits
+)
+
+// next returns the token of a new lock that the node's claims cover.
 //
-// Invariant: what it returns never gets smaller, and is greater than what another node had before that these locks
-// exclude. So owners that follow each other on this node may see the same token, never a smaller one.
-func (c *claims) token(locks []held) uint64 {
-	for i := range locks {
-		enough, part := uint64(math.MaxUint64), uint64(0)
-		for _, claim := range c.list {
-			switch {
-			case claim.Mode >= locks[i].Mode && claim.Contains(locks[i].Range):
-				enough = min(enough, claim.Token)
-			case claim.Overlaps(locks[i].Range):
-				part = max(part, claim.Token)
-			}
-		}
-		if enough == math.MaxUint64 {
-			enough = part // several together are
-		}
-		c.shown = max(c.shown, enough)
+// Invariant: it is greater than all before on this node, and than those of other nodes' locks that this one excludes, which
+// ended before the claim was granted; and smaller than those that come after it, for they come with a claim
+// whose token is greater than those of all claims here (admit keeps a block from running over).
+func (c *claims) next(l backends.Lock) uint64 {
+	next := max(c.last+1, c.base(l)<<tokenBits)
+	if next == c.last+1 && next%tokenBlock == 0 { // the block is used up
+		next = c.nextBlock()
 	}
-	return c.shown
+	c.last = next
+	return next
+}
+
+// nextBlock is the first token of the first claim after the block of the last token given. Where there is none
+// (admit sees to it that there is), that block runs over.
+func (c *claims) nextBlock() uint64 {
+	first := uint64(math.MaxUint64)
+	for i := range c.list {
+		if token := c.list[i].Token; token > c.last>>tokenBits {
+			first = min(first, token<<tokenBits)
+		}
+	}
+	if first == math.MaxUint64 {
+		return c.last + 1
+	}
+	return first
+}
+
+// base is the token of the claims that a lock stands on: of those that are enough for it the first granted, for
+// the later ones may be those of owners who wait here, and may yet go away.
+func (c *claims) base(l backends.Lock) uint64 {
+	enough, part := uint64(math.MaxUint64), uint64(0)
+	for i := range c.list {
+		switch claim := &c.list[i]; {
+		case claim.Mode >= l.Mode && claim.Contains(l.Range):
+			enough = min(enough, claim.Token)
+		case claim.Overlaps(l.Range):
+			part = max(part, claim.Token)
+		}
+	}
+	if enough == math.MaxUint64 {
+		return part // several together are
+	}
+	return enough
+}
+
+// room is how many more locks can have tokens before a new claim has to be asked for.
+func (c *claims) room() int {
+	for i := range c.list {
+		if c.list[i].Token > c.last>>tokenBits {
+			return tokenBlock
+		}
+	}
+	return tokenBlock - 1 - int(c.last%tokenBlock)
 }
 
 // trim returns the changes that bring the claims down to what is needed and

@@ -23,6 +23,8 @@ type core struct {
 	outside []*waiter
 	// teller, where not nil, tells the watcher what is held.
 	teller interface{ tell() }
+	// tokens, where not nil, gives each new lock its fencing token.
+	tokens interface{ next(l backends.Lock) uint64 }
 }
 
 // held is a lock that an owner has.
@@ -31,8 +33,9 @@ type held struct {
 	// handle is the open file description through which it was taken.
 	handle uint64
 	backends.Lock
-	hint backends.Hint
-	pid  uint32
+	hint  backends.Hint
+	token uint64
+	pid   uint32
 	// created: by the open that made the file.
 	created bool
 }
@@ -109,21 +112,36 @@ func (c *core) inTheWay(r *Request) []held {
 	return all
 }
 
-// has reports whether the request's owner has what it asks for already, or more.
-func (c *core) has(r *Request) bool {
+// has reports whether the request's owner has what it asks for already, or more, and
+// under which token.
+func (c *core) has(r *Request) (token uint64, ok bool) {
 	var own []backends.Lock
 	for i := range c.held {
-		if c.held[i].ours(r) {
+		if c.held[i].ours(r) && c.held[i].Overlaps(r.Lock.Range) {
 			own = append(own, c.held[i].Lock)
+			token = max(token, c.held[i].token)
 		}
 	}
-	return covers(own, r.Lock)
+	return token, len(own) > 0 && covers(own, r.Lock)
+}
+
+// token is that of a new lock: what its owner has already is no new grant.
+func (c *core) token(r *Request) uint64 {
+	token, ok := c.has(r)
+	if !ok && c.tokens != nil {
+		return c.tokens.next(r.Lock)
+	}
+	return token
 }
 
 // set carries out a request whose turn it is, for any mode: it replaces what
 // the owner had on those bytes, and an explicit call takes over from what the
 // handle's open took.
 func (c *core) set(r *Request) {
+	token := uint64(0)
+	if r.Lock.Mode != backends.None {
+		token = c.token(r)
+	}
 	kept := make([]held, 0, len(c.held)+1)
 	for _, h := range c.held {
 		if r.Door != Open && h.byOpenOf(r.Handle) {
@@ -146,7 +164,7 @@ func (c *core) set(r *Request) {
 	}
 	c.held = kept
 	if r.Lock.Mode != backends.None {
-		c.insert(held{owner: r.Owner, handle: r.Handle, Lock: r.Lock, hint: r.hint(), pid: r.PID, created: r.Created})
+		c.insert(held{owner: r.Owner, handle: r.Handle, Lock: r.Lock, hint: r.hint(), token: token, pid: r.PID, created: r.Created})
 	}
 }
 
@@ -163,7 +181,7 @@ func (c *core) insert(n held) {
 		h := c.held[i]
 		adjacent := h.Last+1 == n.First || n.Last+1 == h.First
 		if adjacent && h.owner == n.owner && h.handle == n.handle && h.Mode == n.Mode && h.hint == n.hint && h.pid == n.pid {
-			n.First, n.Last = min(h.First, n.First), max(h.Last, n.Last)
+			n.First, n.Last, n.token = min(h.First, n.First), max(h.Last, n.Last), max(h.token, n.token)
 			c.held = slices.Delete(c.held, i, i+1)
 			continue
 		}

@@ -88,7 +88,7 @@ func (k *worker) flocks(rounds int) {
 	for i := range rounds {
 		handle := k.base + uint64(i)
 		if rand.IntN(2) == 0 {
-			k.try(open(handle, backends.Hint(rand.IntN(3)), rand.IntN(3) > 0))
+			k.try(open(handle, []backends.Hint{never, backends.ByCall, backends.ByCallOnWritable}[rand.IntN(3)], rand.IntN(3) > 0))
 		}
 		for range 1 + rand.IntN(3) {
 			r := flock(handle, anyMode(), rand.IntN(3) > 0)

@@ -62,7 +62,7 @@ func (t *Table) begin(r *Request) (w *waiter, done, freed <-chan struct{}, err e
 		return w, nil, nil, nil
 	}
 	valid := t.valid()
-	if valid && n.has(r) {
+	if _, has := n.has(r); has && valid {
 		n.set(r)
 		return nil, t.settle(n), nil, nil
 	}
@@ -71,7 +71,7 @@ func (t *Table) begin(r *Request) (w *waiter, done, freed <-chan struct{}, err e
 	}
 	t.arrivals++
 	w = &waiter{Request: *r, arrival: t.arrivals, done: make(chan struct{})}
-	if valid && n.admit(r.Lock) && !n.blockedByOutside(r) {
+	if valid && n.admit(r.Lock, len(n.queue)) && !n.blockedByOutside(r) {
 		n.queue = append(n.queue, w)
 		done = t.settle(n)
 		if w.decided() {

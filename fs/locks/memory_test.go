@@ -261,6 +261,9 @@ func fcntl(owner, handle uint64, lock backends.Lock, wait bool) Request {
 	return Request{Name: "x", Owner: Owner{Process, owner}, Handle: handle, Door: Fcntl, Lock: lock, Wait: wait, PID: uint32(owner)}
 }
 
+// never is the YieldTo of an open that always waits.
+const never backends.Hint = 0
+
 func open(handle uint64, yieldTo backends.Hint, wait bool) Request {
 	return Request{Name: "x", Owner: Owner{Description, handle}, Handle: handle, Door: Open, Lock: whole(backends.Write),
 		Writable: true, Wait: wait, YieldTo: yieldTo}

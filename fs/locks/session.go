@@ -252,9 +252,8 @@ func (t *Table) leave(n *name) {
 // logLost writes the one line that says which lock was lost.
 func (t *Table) logLost(n *name, h *held, reason error) {
 	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", h.pid)) // may be gone already
-	token := n.token(n.held)
 	t.log.Error("lock lost", "name", n.name, "mode", h.Mode.String(), "pid", h.pid,
-		"command", strings.TrimSpace(string(comm)), "token", token, "reason", reason)
+		"command", strings.TrimSpace(string(comm)), "token", h.token, "reason", reason)
 }
 
 // reopen opens a new session, however long it takes. nil: ctx ended.

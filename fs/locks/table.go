@@ -109,6 +109,7 @@ func (t *Table) name(s string) *name {
 	n := t.names[s]
 	if n == nil {
 		n = &name{name: s, watcher: t.options.Watcher}
+		n.tokens = &n.claims
 		if n.watcher != nil {
 			n.teller = n
 		}
@@ -173,12 +174,23 @@ func (t *Table) Held(name string) bool {
 	return n != nil && len(n.held) > 0
 }
 
-// Token returns the fencing token under which this node holds the name now.
-func (t *Table) Token(name string) (token uint64, ok bool) {
+// Token returns the fencing token under which a process holds the name now; of one that
+// does not hold it itself (getfattr in a script, say), that of the last lock given on this node. ok is false where
+// nobody on this node holds it.
+func (t *Table) Token(name string, pid uint32) (token uint64, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n := t.names[name]; n != nil && len(n.held) > 0 {
-		return n.token(n.held), true
+	n := t.names[name]
+	if n == nil || len(n.held) == 0 {
+		return 0, false
 	}
-	return 0, false
+	for i := range n.held {
+		if n.held[i].pid == pid {
+			token = max(token, n.held[i].token)
+		}
+	}
+	if token == 0 {
+		token = n.last
+	}
+	return token, true
 }

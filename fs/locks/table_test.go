@@ -286,7 +286,7 @@ func TestOpenAndExplicitCallsOfOneDescriptor(t *testing.T) {
 				s.now(other, flock(9, backends.Read, false), want)
 				s.release(other, 9)
 			}
-			s.now(0, open(1, backends.ByOpen, true), nil)
+			s.now(0, open(1, never, true), nil)
 			try(backends.ErrWouldBlock)
 			s.now(0, flock(1, backends.Write, false), nil)
 			try(backends.ErrWouldBlock)
@@ -298,7 +298,7 @@ func TestOpenAndExplicitCallsOfOneDescriptor(t *testing.T) {
 			try(nil)
 			s.release(0, 1)
 
-			s.now(0, open(2, backends.ByOpen, true), nil)
+			s.now(0, open(2, never, true), nil)
 			s.now(0, fcntl(1, 2, bytesOf(0, 5, backends.Write), false), nil) // takes over from the open
 			s.now(other, fcntl(7, 9, bytesOf(6, 9, backends.Write), false), nil)
 			s.nodes[other].ReleaseProcess("x", 7)
@@ -307,7 +307,7 @@ func TestOpenAndExplicitCallsOfOneDescriptor(t *testing.T) {
 			try(nil)
 			s.release(0, 2)
 
-			s.now(0, open(3, backends.ByOpen, true), nil)
+			s.now(0, open(3, never, true), nil)
 			unlock := flock(3, backends.None, false)
 			if err := s.nodes[0].Unlock(s.Context(), unlock); err != nil {
 				s.Fatal(err)
@@ -320,7 +320,7 @@ func TestOpenAndExplicitCallsOfOneDescriptor(t *testing.T) {
 
 // TestOpenYields: an open for writing is let through beside those who lock by explicit calls.
 func TestOpenYields(t *testing.T) {
-	const plain, appending, always = backends.ByCallOnWritable, backends.ByCall, backends.ByOpen
+	const plain, appending, always = backends.ByCallOnWritable, backends.ByCall, never
 	for _, tc := range []struct {
 		name     string
 		byOpen   bool // the holder opened for writing
@@ -344,7 +344,7 @@ func TestOpenYields(t *testing.T) {
 						holder.Writable = tc.byOpen
 						var early *call
 						if tc.byOpen {
-							s.now(0, open(1, backends.ByOpen, true), nil)
+							s.now(0, open(1, never, true), nil)
 							if waiting {
 								early = s.start(node, "early", open(2, tc.open, true))
 								s.waits(early)
@@ -484,13 +484,13 @@ func TestLostSession(t *testing.T) {
 func TestUncontendedCallsAskOnce(t *testing.T) {
 	onNodes(t, 2, func(s *script) {
 		s.now(0, flock(1, backends.Write, false), nil)
-		first, _ := s.nodes[0].Token("x")
+		first, _ := s.nodes[0].Token("x", 0)
 		s.release(0, 1)
-		if _, ok := s.nodes[0].Token("x"); ok {
+		if _, ok := s.nodes[0].Token("x", 0); ok {
 			s.Error("a token of a name that nobody holds")
 		}
 		s.now(1, flock(1, backends.Write, false), nil)
-		second, ok := s.nodes[1].Token("x")
+		second, ok := s.nodes[1].Token("x", 0)
 		if !ok || second <= first {
 			s.Errorf("tokens %d, then %d", first, second)
 		}

@@ -64,16 +64,15 @@ func (n *name) tell() {
 
 // holdings sums up what is held, by handle.
 func (n *name) holdings() []Holding {
-	token := n.token(n.held)
 	var all []Holding
 	for i := range n.held {
 		h := &n.held[i]
 		at := slices.IndexFunc(all, func(o Holding) bool { return o.Handle == h.handle })
 		if at < 0 {
-			all = append(all, Holding{Name: n.name, Handle: h.handle, PID: h.pid, Mode: h.Mode, Token: token})
+			all = append(all, Holding{Name: n.name, Handle: h.handle, PID: h.pid, Mode: h.Mode, Token: h.token})
 			continue
 		}
-		all[at].PID, all[at].Mode = h.pid, max(all[at].Mode, h.Mode)
+		all[at].PID, all[at].Mode, all[at].Token = h.pid, max(all[at].Mode, h.Mode), max(all[at].Token, h.token)
 	}
 	return all
 }
