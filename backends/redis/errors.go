@@ -21,6 +21,11 @@ func failure(err error) error {
 	if err == nil {
 		return nil
 	}
+	for _, kind := range []error{backends.ErrUnavailable, backends.ErrRefused, backends.ErrForeign} {
+		if errors.Is(err, kind) {
+			return err // the guide has said it
+		}
+	}
 	var answer goredis.Error
 	if errors.As(err, &answer) {
 		return fmt.Errorf("%w: %w", answerKind(answer.Error()), err)
@@ -44,8 +49,9 @@ func failure(err error) error {
 func answerKind(text string) error {
 	code, _, _ := strings.Cut(text, " ")
 	switch code {
-	case "LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "READONLY", "NOREPLICAS", "MISCONF":
-		// READONLY and MISCONF too: a fail-over or a full disk passes; Open looks closer.
+	case "LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "READONLY", "NOREPLICAS", "MISCONF", "MOVED", "ASK":
+		// READONLY and MISCONF too: a fail-over or a full disk passes; Open looks closer. MOVED and ASK: the
+		// slot of all keys moves to another node, which the guide will find.
 		return backends.ErrUnavailable
 	case "OOM":
 		return backends.ErrNoSpace

@@ -34,9 +34,14 @@
 //     Then nobody is granted anything for the length of a lease, while those
 //     who live say anew what they hold (epoch.go, lua/epoch.lua).
 //
+//   - The server can be another one than a moment ago: Sentinels promote a
+//     replica, a Redis Cluster moves a slot. Those who know are asked (guide.go). All
+//     keys of a cluster have one hash tag, so to us a Redis Cluster is the one
+//     master that has it.
+//
 // Not covered: two masters at a time, or a server's clock that jumps ahead, can
 // let a second holder in before the first one's lease has ended; docs/reliability.md
-// says what to do about it. Redis Cluster is refused.
+// says what to do about it.
 package redis
 
 import (
@@ -68,6 +73,7 @@ const poolSize = 32
 // Backend is a connection to one Redis server for one cluster.
 type Backend struct {
 	client *goredis.Client
+	guide  *guide // nil: the server has an address of its own
 	// beats is the connection for heartbeats alone: requests that hang on
 	// broken connections must not keep them from a new one.
 	beats   *goredis.Client
@@ -93,8 +99,8 @@ var _ backends.Backend = (*Backend)(nil)
 var quiet = sync.OnceFunc(logging.Disable)
 
 // Open connects to the server and checks that it can be used: a Redis that is
-// new enough, that we may write to, and that is no replica and no node of a Redis
-// Cluster. It makes one attempt, bounded by conf.Timeout and ctx.
+// new enough, that we may write to, that is no replica, and no node of a Redis
+// Cluster unless it was named as one. It makes one attempt, bounded by conf.Timeout and ctx.
 // The caller closes the Backend. log may be nil.
 //
 // Errors: backends.ErrUnavailable, ErrRefused, ErrForeign.
@@ -103,12 +109,15 @@ func Open(ctx context.Context, conf config.Redis, cluster string, log *slog.Logg
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	where := fmt.Sprintf("redis at %s, database %d", address(conf), conf.DB)
+	where := conf.String()
 	options, err := clientOptions(conf)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", where, err)
 	}
 	b := &Backend{keys: []string{prefix(cluster)}, where: where, timeout: options.ReadTimeout, replicas: conf.Replicas, log: log, crew: newCrew()}
+	if b.guide = newGuide(conf, cluster, *options, log); b.guide != nil {
+		options.Dialer = b.guide.dial
+	}
 	first := *options // looks at the server before the others may rely on it
 	options.OnConnect = b.check
 	beats := *options
@@ -124,7 +133,7 @@ func Open(ctx context.Context, conf config.Redis, cluster string, log *slog.Logg
 	})
 	if err != nil {
 		_ = b.Close()
-		return nil, fmt.Errorf("%s: %w", where, withoutSecret(err, conf.Password))
+		return nil, fmt.Errorf("%s: %w", where, withoutSecret(withoutSecret(err, conf.Password), conf.SentinelPassword))
 	}
 	return b, nil
 }
@@ -133,13 +142,6 @@ func Open(ctx context.Context, conf config.Redis, cluster string, log *slog.Logg
 // first closing brace, so the cluster's own are escaped.
 func prefix(cluster string) string {
 	return "lockfs:{" + strings.NewReplacer("%", "%25", "{", "%7B", "}", "%7D").Replace(cluster) + "}:"
-}
-
-func address(conf config.Redis) string {
-	if conf.Network == "unix" {
-		return "unix:" + conf.Address
-	}
-	return conf.Address
 }
 
 // clientOptions turns off all that go-redis does by itself: a script is
@@ -185,6 +187,9 @@ func (b *Backend) Close() error {
 		err = e
 	}
 	b.crew.wait()
+	if b.guide != nil {
+		b.guide.close()
+	}
 	if err != nil {
 		return fmt.Errorf("closing %s: %w", b.where, err)
 	}

@@ -140,6 +140,9 @@ func (s *session) keep() {
 func (s *session) renew(ctx context.Context) error {
 	// The last one's echo has had a whole interval to come.
 	deaf := s.echo.Load() < s.beat.Load()
+	if s.b.guide != nil {
+		s.b.guide.look()
+	}
 	n := s.beat.Load() + 1
 	epoch, err := s.known(ctx)
 	var a answer

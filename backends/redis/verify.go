@@ -26,7 +26,7 @@ func (b *Backend) verify(ctx context.Context, client *goredis.Client) error {
 		return withWayOut(failure(err))
 	}
 	info := parseInfo(text)
-	if err := usable(info); err != nil {
+	if err := b.usable(info); err != nil {
 		return err
 	}
 	if policy := info["maxmemory_policy"]; info["maxmemory"] != "0" && strings.HasPrefix(policy, "allkeys-") {
@@ -39,8 +39,8 @@ func (b *Backend) verify(ctx context.Context, client *goredis.Client) error {
 // withWayOut says what to do about a refusal. Redis's own texts name no secret.
 func withWayOut(err error) error {
 	switch {
-	case err == nil:
-		return nil
+	case err == nil, errors.Is(err, errNoMaster): // the latter says it
+		return err
 	case goredis.HasErrorPrefix(err, "WRONGPASS"), goredis.HasErrorPrefix(err, "NOAUTH"):
 		return fmt.Errorf("%w (check username and password)", err)
 	case goredis.HasErrorPrefix(err, "READONLY"):
@@ -48,7 +48,7 @@ func withWayOut(err error) error {
 	case goredis.HasErrorPrefix(err, "MISCONF"):
 		return fmt.Errorf("%w: it can't write to its disk; free space there: %w", backends.ErrRefused, errors.Unwrap(err))
 	case errors.Is(err, backends.ErrRefused):
-		return fmt.Errorf("%w (the user needs INFO, EVALSHA, EVAL, SUBSCRIBE and PUBLISH, all data commands, keys and channels lockfs:*)", err)
+		return fmt.Errorf("%w (the user needs INFO, EVALSHA, EVAL, SUBSCRIBE and PUBLISH, all data commands, keys and channels lockfs:*; CLUSTER in a Redis Cluster)", err)
 	}
 	return err
 }
@@ -68,17 +68,19 @@ func withoutSecret(err error, password string) error {
 }
 
 // usable judges by what the server says of itself.
-func usable(info map[string]string) error {
+func (b *Backend) usable(info map[string]string) error {
 	version := info["redis_version"]
 	switch {
 	case version == "":
 		return fmt.Errorf("%w: it names no redis_version", backends.ErrForeign)
 	case !newEnough(version):
 		return fmt.Errorf("%w: it is Redis %s, lockfs needs %d.%d or newer", backends.ErrForeign, version, minMajor, minMinor)
-	case info["cluster_enabled"] == "1" || info["redis_mode"] == "cluster":
-		return fmt.Errorf("%w: it is a node of a Redis Cluster, which is not supported yet; point lockfs at a single server", backends.ErrForeign)
 	case info["redis_mode"] == "sentinel":
-		return fmt.Errorf("%w: it is a Sentinel; point lockfs at the master", backends.ErrForeign)
+		return fmt.Errorf("%w: it is a Sentinel; name it by sentinel_addrs, with master_name", backends.ErrForeign)
+	case info["redis_mode"] == "cluster" && b.guide == nil:
+		return fmt.Errorf("%w: it is a node of a Redis Cluster; name it, and some more of its nodes, by cluster_addrs", backends.ErrForeign)
+	case info["role"] != "master" && b.guide != nil:
+		return fmt.Errorf("%w: %s name a replica as the master", backends.ErrUnavailable, b.guide.what) // a fail-over is under way
 	case info["role"] != "master":
 		return fmt.Errorf("%w: it is a replica; point lockfs at the master", backends.ErrRefused)
 	}

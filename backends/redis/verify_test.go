@@ -33,7 +33,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"wrong password", locked.Addr(), "wr0ng-pass", backends.ErrRefused, "check username and password"},
 		{"no password", locked.Addr(), "", backends.ErrRefused, "check username and password"},
 		{"replica", replica.Addr(), "", backends.ErrRefused, "point lockfs at the master"},
-		{"cluster", cluster.Addr(), "", backends.ErrForeign, "not supported yet"},
+		{"cluster", cluster.Addr(), "", backends.ErrForeign, "cluster_addrs"},
 		{"no scripts", denied.Addr(), "", backends.ErrRefused, "the user needs"},
 		{"no keys", foreignKeys.Addr(), "", backends.ErrRefused, "the user needs"},
 		{"nobody there", "127.0.0.1:1", "", backends.ErrUnavailable, "refused"},

@@ -2,7 +2,6 @@ package testserver
 
 import (
 	"bufio"
-	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -24,7 +23,7 @@ type RedisServer struct {
 	dir    string
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when cmd has been waited for
-	output *bytes.Buffer
+	output *lockedBuffer
 }
 
 // Redis starts a redis-server on a free port of the loopback interface, with a
@@ -32,6 +31,16 @@ type RedisServer struct {
 // on its command line ("--appendonly", "yes"). It is the test's failure when the
 // program is not there.
 func Redis(t testing.TB, args ...string) *RedisServer {
+	t.Helper()
+	s := redisServer(t, args)
+	if err := s.declareNew(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// redisServer starts one without any declaration. args may begin with a file of settings.
+func redisServer(t testing.TB, args []string) *RedisServer {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Fatalf("this test needs redis-server: install Debian's package redis-server (%v)", err)
@@ -42,9 +51,7 @@ func Redis(t testing.TB, args ...string) *RedisServer {
 	for range 5 { // another program may take the port first
 		s.port = freePort(t)
 		if err = s.start(); err == nil {
-			if err = s.declareNew(); err == nil {
-				return s
-			}
+			return s
 		}
 	}
 	t.Fatal(err)
@@ -118,9 +125,12 @@ func (s *RedisServer) Stop() {
 }
 
 func (s *RedisServer) start() error {
-	args := append([]string{"--port", strconv.Itoa(s.port), "--bind", "127.0.0.1", "--dir", s.dir,
-		"--save", "", "--daemonize", "no"}, s.args...)
-	s.output = &bytes.Buffer{}
+	own := []string{"--port", strconv.Itoa(s.port), "--bind", "127.0.0.1", "--dir", s.dir, "--daemonize", "no"}
+	args := append(append(own, "--save", ""), s.args...)
+	if len(s.args) > 0 && !strings.HasPrefix(s.args[0], "--") { // a file of settings comes first
+		args = append(append(s.args[:1:1], own...), s.args[1:]...)
+	}
+	s.output = &lockedBuffer{}
 	s.cmd = exec.Command("redis-server", args...)
 	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
 	s.cmd.Env = append(os.Environ(), "LC_ALL=C")
@@ -138,7 +148,7 @@ func (s *RedisServer) start() error {
 	}()
 	if err := s.ready(); err != nil {
 		s.Stop()
-		return fmt.Errorf("redis-server on port %d: %w; it says: %s", s.port, err, s.output)
+		return fmt.Errorf("redis-server on port %d: %w; it says: %s", s.port, err, s.output.String())
 	}
 	return nil
 }
@@ -175,6 +185,50 @@ func (s *RedisServer) ping() error {
 		err = fmt.Errorf("it answers %q", line)
 	}
 	return err
+}
+
+// Command sends a command and returns the answer as it is on the wire; "" where there is none.
+func (s *RedisServer) Command(words ...string) string {
+	conn, err := net.DialTimeout("tcp", s.Addr(), time.Second)
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	request := fmt.Sprintf("*%d\r\n", len(words))
+	for _, w := range words {
+		request += fmt.Sprintf("$%d\r\n%s\r\n", len(w), w)
+	}
+	if _, err := io.WriteString(conn, request); err != nil {
+		return ""
+	}
+	answer, _ := readAnswer(bufio.NewReader(conn)) // what came before an error is what is asked for
+	return answer
+}
+
+// readAnswer reads one answer, with all that is in it.
+func readAnswer(r *bufio.Reader) (string, error) {
+	line, err := r.ReadString('\n')
+	if err != nil || line[0] != '$' && line[0] != '*' {
+		return line, err
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(line[1:]))
+	if err != nil || n < 0 {
+		return line, err
+	}
+	if line[0] == '$' {
+		text := make([]byte, n+2)
+		_, err = io.ReadFull(r, text)
+		return line + string(text), err
+	}
+	for range n {
+		part, err := readAnswer(r)
+		line += part
+		if err != nil {
+			return line, err
+		}
+	}
+	return line, nil
 }
 
 // freePort returns a port of the loopback interface that nobody listens on.
