@@ -17,12 +17,14 @@ import (
 
 // ZooKeeperServer is a private ZooKeeper server. It ends with the test.
 type ZooKeeperServer struct {
-	t    testing.TB
-	port int
-	dir  string
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has ended
-	log  lockedBuffer
+	t        testing.TB
+	port     int
+	dir      string
+	settings string   // of its own, beside those that all have
+	java     []string // settings of its Java
+	cmd      *exec.Cmd
+	done     chan struct{} // closed when the process has ended
+	log      lockedBuffer
 }
 
 // The class path as Debian's packages have it: zookeeper depends on the rest.
@@ -34,14 +36,7 @@ var zooKeeperJars = []string{"/usr/share/java/zookeeper.jar", "/usr/share/java/s
 // takes a second or two: share one server where tests allow.
 func ZooKeeper(t testing.TB) *ZooKeeperServer {
 	t.Helper()
-	if _, err := exec.LookPath("java"); err != nil {
-		t.Fatalf("this test needs java: install Debian's package default-jre-headless (%v)", err)
-	}
-	for _, jar := range zooKeeperJars {
-		if _, err := os.Stat(jar); err != nil {
-			t.Fatalf("this test needs ZooKeeper 3.8: install Debian's packages zookeeper and libslf4j-java (%v)", err)
-		}
-	}
+	haveZooKeeper(t)
 	s := &ZooKeeperServer{t: t, dir: t.TempDir()}
 	t.Cleanup(s.Stop)
 	var err error
@@ -53,6 +48,18 @@ func ZooKeeper(t testing.TB) *ZooKeeperServer {
 	}
 	t.Fatal(err)
 	return nil
+}
+
+func haveZooKeeper(t testing.TB) {
+	t.Helper()
+	if _, err := exec.LookPath("java"); err != nil {
+		t.Fatalf("this test needs java: install Debian's package default-jre-headless (%v)", err)
+	}
+	for _, jar := range zooKeeperJars {
+		if _, err := os.Stat(jar); err != nil {
+			t.Fatalf("this test needs ZooKeeper 3.8: install Debian's packages zookeeper and libslf4j-java (%v)", err)
+		}
+	}
 }
 
 // Addr is the server's host:port.
@@ -83,14 +90,22 @@ func (s *ZooKeeperServer) Stop() {
 }
 
 func (s *ZooKeeperServer) start() error {
-	file := filepath.Join(s.dir, "zoo.cfg")
-	settings := fmt.Sprintf("tickTime=200\ndataDir=%s\nclientPortAddress=127.0.0.1\nclientPort=%d\nadmin.enableServer=false\n"+
-		"minSessionTimeout=400\nmaxSessionTimeout=60000\nmaxClientCnxns=0\n4lw.commands.whitelist=*\n", filepath.Join(s.dir, "data"), s.port)
-	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
+	if err := s.launch(); err != nil {
 		return err
 	}
-	cmd := exec.Command("java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dzookeeper.jmx.log4j.disable=true",
-		"-cp", strings.Join(zooKeeperJars, ":"), "org.apache.zookeeper.server.quorum.QuorumPeerMain", file)
+	return s.await()
+}
+
+// launch starts the process.
+func (s *ZooKeeperServer) launch() error {
+	file := filepath.Join(s.dir, "zoo.cfg")
+	settings := fmt.Sprintf("tickTime=200\ndataDir=%s\nclientPortAddress=127.0.0.1\nclientPort=%d\nadmin.enableServer=false\n"+
+		"minSessionTimeout=400\nmaxSessionTimeout=60000\nmaxClientCnxns=0\n4lw.commands.whitelist=*\n", s.dataDir(), s.port)
+	if err := os.WriteFile(file, []byte(settings+s.settings), 0o600); err != nil {
+		return err
+	}
+	args := append([]string{"-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dzookeeper.jmx.log4j.disable=true"}, s.java...)
+	cmd := exec.Command("java", append(args, "-cp", strings.Join(zooKeeperJars, ":"), "org.apache.zookeeper.server.quorum.QuorumPeerMain", file)...)
 	cmd.Dir = s.dir
 	cmd.Stdout, cmd.Stderr = &s.log, &s.log
 	// It ends with this process, however that ends.
@@ -103,8 +118,10 @@ func (s *ZooKeeperServer) start() error {
 		_ = cmd.Wait()
 		close(s.done)
 	}()
-	return s.await()
+	return nil
 }
+
+func (s *ZooKeeperServer) dataDir() string { return filepath.Join(s.dir, "data") }
 
 // await waits until the server serves.
 func (s *ZooKeeperServer) await() error {
