@@ -4,148 +4,274 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// The benchmarks print percentiles, as µs, and the ratio of the median to the floor that it stands on:
+// The benchmark. It measures the floors (what a trip into a mount, to Redis, to ZooKeeper costs on this machine) and
+// lockfs on each back end, in one run, so that ratios can be compared. As a test it does a little of everything, to
+// show that the benchmark still works. Whole, it takes some minutes and writes docs/performance.md:
 //
-//	go test -run '^$' -bench . ./integration
+//	make bench
 //
-// Without -race lockfs is built as users have it. Compare ratios of one run: machines are noisy.
+// bench_test.go has what one or two programs at a time come to, benchcrowd_test.go many, benchclient_test.go the programs
+// themselves, benchmeter_test.go what the servers count, benchreport_test.go the bounds, the tables and the picture.
 
-// sample runs f for each of the benchmark's rounds and reports the percentiles; floor is the median to compare with, 0 for none.
-func sample(b *testing.B, floor time.Duration, f func() time.Duration) time.Duration {
-	b.Helper()
-	var times []time.Duration
-	for range 20 { // to warm up
-		f()
-	}
-	for b.Loop() {
-		times = append(times, f())
-	}
-	slices.Sort(times)
-	p50 := times[len(times)/2]
-	micros := func(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
-	b.ReportMetric(micros(p50), "p50-µs")
-	b.ReportMetric(micros(times[len(times)*99/100]), "p99-µs")
-	b.ReportMetric(0, "ns/op") // the mean, with the waits in between: of no use
-	if floor > 0 {
-		b.ReportMetric(float64(p50)/float64(floor), "x-floor")
-	}
-	return p50
+// benchScale is how much to measure.
+type benchScale struct {
+	rounds, slowRounds int // of what takes microseconds, and of what takes many of them
+	crowdTime          time.Duration
+	crowds             []int // processes
+	waiters            []int
+	idle               time.Duration
+	inTurn             int // waiters on one mount
+	names, nameHolders int
 }
 
-// timed is how long f takes.
-func timed(b *testing.B, f func() error) func() time.Duration {
-	return func() time.Duration {
-		began := time.Now()
-		err := f()
-		took := time.Since(began)
-		if err != nil {
-			b.Fatal(err)
+var (
+	wholeBench = benchScale{rounds: 5000, slowRounds: 500, crowdTime: 2 * time.Second, crowds: []int{2, 8, 32},
+		waiters: []int{1000, 10000}, idle: 10 * time.Second, inTurn: 500, names: 100000, nameHolders: 8}
+	quickBench = benchScale{rounds: 50, slowRounds: 10, crowdTime: 200 * time.Millisecond, crowds: []int{2},
+		waiters: []int{40}, idle: 300 * time.Millisecond, inTurn: 20, names: 200, nameHolders: 2}
+)
+
+// benchEnv has the word "docs" where the whole benchmark is to run and write the page.
+const benchEnv = "LOCKFS_BENCH"
+
+// bench is a run and its figures.
+type bench struct {
+	scale     benchScale
+	floors    floors
+	latencies []latency
+	crowds    []crowdFigure
+	waits     []waitFigure
+	turns     []turnFigure
+	names     []namesFigure
+}
+
+// floors are medians.
+type floors struct {
+	ping, exists time.Duration
+	fuse         map[string]time.Duration // a trip into a mount, by back end
+}
+
+// latency is how long one thing takes.
+type latency struct {
+	what, kind    string // kind: the back end, or "" for a floor
+	p50, p90, p99 time.Duration
+	requests      float64 // that the server got, for each; negative: not known
+}
+
+func TestBench(t *testing.T) {
+	b := &bench{scale: quickBench, floors: floors{fuse: map[string]time.Duration{}}}
+	whole := os.Getenv(benchEnv) == "docs"
+	if whole {
+		if raced {
+			t.Fatal("with -race the figures are worth nothing")
 		}
-		return took
+		b.scale = wholeBench
 	}
-}
-
-func cycle(fd int) func() error {
-	return func() error {
-		if _, err := again(func() (int, error) { return 0, syscall.Flock(fd, ex) }); err != nil {
-			return err
-		}
-		return syscall.Flock(fd, un)
-	}
-}
-
-func openFlockClose(path string) func() error {
-	return func() error {
-		fd, err := syscall.Open(path, rdonly|syscall.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		if _, err := again(func() (int, error) { return 0, syscall.Flock(fd, ex) }); err != nil {
-			return err
-		}
-		return syscall.Close(fd)
-	}
-}
-
-// BenchmarkFloors measures what lockfs stands on.
-func BenchmarkFloors(b *testing.B) {
-	b.Run("tmpfs flock", func(b *testing.B) {
-		path := filepath.Join("/dev/shm", fmt.Sprint("lockfs-bench-", os.Getpid()))
-		fd, err := syscall.Open(path, rdwr|creat|syscall.O_CLOEXEC, 0o600)
-		must(b, err)
-		defer os.Remove(path)
-		defer syscall.Close(fd)
-		sample(b, 0, timed(b, cycle(fd)))
-	})
-	b.Run("Redis PING", func(b *testing.B) {
-		c := newRedisClient(b, redisServer(b))
-		sample(b, 0, timed(b, func() error { return c.Ping(context.Background()).Err() }))
-	})
-	b.Run("ZooKeeper exists", func(b *testing.B) {
-		c := zooKeeperClient(b, zooKeeperServer(b))
-		sample(b, 0, timed(b, func() error { _, _, err := c.Exists("/"); return err }))
-	})
-}
-
-// BenchmarkLocks measures lockfs on each back end; the floor is a round trip into the same mount (statfs).
-func BenchmarkLocks(b *testing.B) {
+	machine := benchMachine()
+	t.Run("floors", b.measureFloors)
 	for _, kind := range kinds {
-		b.Run(kind, func(b *testing.B) {
-			e := newEnv(b, kind)
-			e.mount()
-			e.mount()
-			path := e.on(0, "x")
-			fd, err := syscall.Open(path, rdonly|creat|syscall.O_CLOEXEC, 0o666)
-			must(b, err)
-			defer syscall.Close(fd)
-			var floor time.Duration
-			b.Run("statfs", func(b *testing.B) {
-				var st unix.Statfs_t
-				floor = sample(b, 0, timed(b, func() error { return unix.Fstatfs(fd, &st) }))
-			})
-			b.Run("lock+unlock", func(b *testing.B) { sample(b, floor, timed(b, cycle(fd))) })
-			b.Run("open+flock+close", func(b *testing.B) { sample(b, floor, timed(b, openFlockClose(path))) })
-			b.Run("hand-over", func(b *testing.B) { benchmarkHandOver(b, e, floor) })
+		t.Run(kind, func(t *testing.T) {
+			t.Run("one or two", func(t *testing.T) { b.measureFew(t, kind) })
+			t.Run("crowds", func(t *testing.T) { b.measureCrowds(t, kind) })
+			t.Run("waiters", func(t *testing.T) { b.measureWaiters(t, kind) })
+			t.Run("in turn", func(t *testing.T) { b.measureInTurn(t, kind) })
 		})
 	}
+	t.Run("names held", b.measureNames)
+	if t.Failed() {
+		return
+	}
+	t.Logf("\n%s", b.text(machine))
+	if whole {
+		b.write(t, machine)
+	}
 }
 
-// benchmarkHandOver measures from the unlock call to the waiter's return, between the two mounts.
-func benchmarkHandOver(b *testing.B, e *env, floor time.Duration) {
-	var fds [2]int
-	for i := range fds {
-		var err error
-		fds[i], err = syscall.Open(e.on(i, "handed"), rdonly|creat|syscall.O_CLOEXEC, 0o666)
-		must(b, err)
-		defer syscall.Close(fds[i])
-	}
-	must(b, syscall.Flock(fds[0], ex))
-	holder := 0
-	sample(b, floor, func() time.Duration {
-		got := make(chan time.Time, 1)
-		next := 1 - holder
-		go func() {
-			if _, err := again(func() (int, error) { return 0, syscall.Flock(fds[next], ex) }); err != nil {
-				b.Error(err)
-			}
-			got <- time.Now()
-		}()
-		e.queued(b, "handed", 2)
-		began := time.Now()
-		if err := syscall.Flock(fds[holder], un); err != nil {
-			b.Fatal(err)
+// summary makes percentiles of many times.
+func summary(what, kind string, times []time.Duration, requests float64) latency {
+	slices.Sort(times)
+	return latency{what, kind, percentile(times, 50), percentile(times, 90), percentile(times, 99), requests}
+}
+
+func percentile(sorted []time.Duration, p int) time.Duration {
+	return sorted[min(len(sorted)*p/100, len(sorted)-1)]
+}
+
+func (b *bench) measureFloors(t *testing.T) {
+	path := fmt.Sprint("/dev/shm/lockfs-bench-", os.Getpid())
+	t.Cleanup(func() { os.Remove(path) })
+	c := newBenchClient(t, path)
+	b.latencies = append(b.latencies, summary("flock + unlock on tmpfs", "", c.ask("cycle", b.scale.rounds).Times, -1))
+
+	redis := newRedisClient(t, redisServer(t))
+	ping := summary("Redis: PING by the client library", "", here(t, b.scale.rounds, func() error { return redis.Ping(context.Background()).Err() }), 1)
+	zoo := zooKeeperClient(t, zooKeeperServer(t))
+	exists := summary("ZooKeeper: exists by the client library", "", here(t, b.scale.rounds, func() error { _, _, err := zoo.Exists("/"); return err }), 1)
+	b.floors.ping, b.floors.exists = ping.p50, exists.p50
+	b.latencies = append(b.latencies, ping, exists)
+}
+
+// here times f in this process.
+func here(t testing.TB, n int, f func() error) []time.Duration {
+	t.Helper()
+	a, err := rounds(n, f)
+	must(t, err)
+	return a.Times
+}
+
+// The rows of the table.
+const (
+	tripRow     = "FUSE round trip: statfs"
+	repeatedRow = "lock + unlock, again and again"
+	firstRow    = "lock + unlock, a name's first"
+	openRow     = "open + flock + close"
+	handRow     = "hand-over between two mounts"
+)
+
+// measureFew measures one program on one mount, and two on two.
+func (b *bench) measureFew(t *testing.T, kind string) {
+	e, meter := newEnv(t, kind), newMeter(t, kind)
+	e.mount()
+	e.mount()
+	handed := b.handOvers(t, e)
+	c := newBenchClient(t, e.on(0, "x"))
+	for _, row := range []struct {
+		what string
+		n    int
+		args []any
+	}{
+		{tripRow, b.scale.rounds, []any{"statfs", b.scale.rounds}},
+		{repeatedRow, b.scale.rounds, []any{"cycle", b.scale.rounds}},
+		{firstRow, b.scale.slowRounds, []any{"first", b.scale.slowRounds, e.on(0, "first")}},
+		{openRow, b.scale.slowRounds, []any{"reopen", b.scale.slowRounds, e.on(0, "x")}},
+	} {
+		before := meter.requests()
+		a := c.ask(row.args[0].(string), row.args[1:]...)
+		requests := float64(meter.requests()-before) / float64(row.n+warmUp(row.n))
+		if row.what == firstRow || !meter.counts() {
+			requests = -1 // the creation of the names would be counted too
 		}
-		holder = next
-		return (<-got).Sub(began)
-	})
-	must(b, syscall.Flock(fds[holder], un))
+		b.latencies = append(b.latencies, summary(row.what, kind, a.Times, requests))
+	}
+	b.floors.fuse[kind] = b.latency(tripRow, kind).p50
+	b.latencies = append(b.latencies, summary(handRow, kind, handed, -1))
+}
+
+// latency returns a row that has been measured.
+func (b *bench) latency(what, kind string) latency {
+	for _, l := range b.latencies {
+		if l.what == what && l.kind == kind {
+			return l
+		}
+	}
+	return latency{}
+}
+
+// handOvers measures from the unlock call to the return of the waiter's call, on the other mount.
+func (b *bench) handOvers(t *testing.T, e *env) []time.Duration {
+	holder, waiter := newBenchClient(t, e.on(0, "handed")), newBenchClient(t, e.on(1, "handed"))
+	holder.ask("lock")
+	var times []time.Duration
+	for range b.scale.slowRounds {
+		waiter.begin("lock")
+		eventually(t, "it waits", func() bool { return inFUSE(waiter.cmd.Process.Pid) })
+		e.queued(t, "handed", 2)
+		unlocked := holder.ask("unlock")
+		times = append(times, waiter.answer().Ended-unlocked.Began)
+		holder, waiter = waiter, holder
+	}
+	holder.ask("unlock")
+	return times
+}
+
+// turnFigure is waiters who are served in turn: each takes the lock and lets it go.
+type turnFigure struct {
+	kind            string
+	waiters, served int
+	took            time.Duration // from the beginning to the end of the last one's unlock, or as long as there was patience
+}
+
+// turnPatience is how long there is patience with waiters who are to be served in turn.
+const turnPatience = 20 * time.Second
+
+func (b *bench) measureInTurn(t *testing.T, kind string) {
+	e := newEnv(t, kind)
+	e.mount()
+	holder, waiters := newBenchClient(t, e.on(0, "x")), newBenchClient(t, "")
+	holder.ask("lock")
+	waiters.ask("wait", b.scale.inTurn, e.on(0, "x"))
+	settled(t, e, []*benchClient{waiters}, b.scale.inTurn)
+	waiters.ask("drain") // nobody stops on the way
+	began := holder.ask("unlock").Began
+	b.turns = append(b.turns, inTurn(kind, began, b.scale.inTurn, []*benchClient{waiters}))
+}
+
+// inTurn returns when all have been served.
+func inTurn(kind string, began time.Duration, waiters int, clients []*benchClient) turnFigure {
+	f := turnFigure{kind: kind, waiters: waiters}
+	for monotonic()-began < turnPatience {
+		f.served, f.took = 0, 0
+		for _, c := range clients {
+			a := c.ask("served")
+			f.served, f.took = f.served+a.Count, max(f.took, a.Ended-began)
+		}
+		if f.served == waiters {
+			return f
+		}
+		time.Sleep(20 * time.Millisecond) // to look costs, too
+	}
+	f.took = turnPatience
+	return f
+}
+
+// namesFigure is a mount that holds many locks.
+type namesFigure struct {
+	kind           string
+	names          int
+	idle, resident int64   // bytes, without and with them
+	took           float64 // seconds to take them, opens and creations included
+	before, after  int     // requests that the server got, in a time without anything to do
+}
+
+// measureNames is on a Redis of its own.
+func (b *bench) measureNames(t *testing.T) {
+	e, redis := quietRedis(t, 0)
+	n := e.mount("session_ttl: 5s") // a heartbeat a second
+	window := max(b.scale.idle/2, time.Second)
+	f := namesFigure{kind: "redis", names: b.scale.names, idle: resident(t, n.server())}
+	f.before = requests(during(t, redis, func() { time.Sleep(window) })) // what comes in this time is what is measured
+	began := time.Now()
+	var all []*benchClient
+	for i := range b.scale.nameHolders {
+		c := newBenchClient(t, "")
+		c.begin("hold", b.scale.names/b.scale.nameHolders, e.on(0, fmt.Sprint("n", i, "-")))
+		all = append(all, c)
+	}
+	for _, c := range all {
+		c.answer()
+	}
+	f.took = time.Since(began).Seconds()
+	f.after = requests(during(t, redis, func() { time.Sleep(window) }))
+	f.resident = resident(t, n.server())
+	for _, c := range all {
+		c.end()
+	}
+	b.names = append(b.names, f)
+}
+
+// resident is the memory of a process that is in RAM.
+func resident(t testing.TB, pid int) int64 {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	must(t, err)
+	var size, rss int64
+	_, err = fmt.Sscan(string(data), &size, &rss)
+	must(t, err)
+	return rss * int64(syscall.Getpagesize())
 }

@@ -1,0 +1,170 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+)
+
+// crowdFigure is many processes that lock and unlock one name as fast as they can.
+type crowdFigure struct {
+	kind              string
+	how               string // "write" or "read"
+	processes, mounts int
+	rate              float64 // locks a second
+	least, most       int
+	violations        int
+}
+
+func (b *bench) measureCrowds(t *testing.T, kind string) {
+	e := newEnv(t, kind)
+	for range 4 {
+		e.mount()
+	}
+	for _, mounts := range []int{2, 4} {
+		for _, processes := range b.scale.crowds {
+			b.crowd(t, e, "write", processes, mounts)
+		}
+	}
+	b.crowd(t, e, "write", 16, 2)
+	b.crowd(t, e, "read", 16, 2)
+}
+
+func (b *bench) crowd(t *testing.T, e *env, how string, processes, mounts int) {
+	shared := fmt.Sprintf("/dev/shm/lockfs-bench-%d-crowd", os.Getpid())
+	must(t, os.WriteFile(shared, make([]byte, pageSize), 0o600))
+	defer os.Remove(shared)
+	name := fmt.Sprint(how, processes, "on", mounts)
+	var all []*benchClient
+	for i := range processes {
+		all = append(all, newBenchClient(t, e.on(i%mounts, name)))
+	}
+	flag := map[string]int{"write": ex, "read": sh}[how]
+	begin := monotonic() + 50*time.Millisecond
+	for _, c := range all {
+		c.begin("crowd", int64(begin), int64(begin+b.scale.crowdTime), flag, shared)
+	}
+	f := crowdFigure{kind: e.kind, how: how, processes: processes, mounts: mounts, least: 1 << 62}
+	sum := 0
+	for _, c := range all {
+		a := c.answer()
+		sum += a.Count
+		f.least, f.most = min(f.least, a.Count), max(f.most, a.Count)
+		f.violations += a.Violations
+		c.end()
+	}
+	f.rate = float64(sum) / b.scale.crowdTime.Seconds()
+	if f.violations > 0 {
+		t.Errorf("%d times somebody else was inside", f.violations)
+	}
+	b.crowds = append(b.crowds, f)
+}
+
+// waitFigure is many who wait for one name, which nobody lets go of for a time.
+type waitFigure struct {
+	kind            string
+	waiters, mounts int
+	idle            time.Duration
+	counted         bool          // there is a server that counts
+	requests        int           // besides those that come without waiters too
+	processor       float64       // of the daemon that used most of it, in parts of a core
+	turn            time.Duration // from the unlock to the return of the one who is next
+	woken           int           // how many got the lock
+	messages        int           // that the server sent meanwhile
+	turns           turnFigure    // of all of them
+}
+
+// waitMounts is over how many mounts they are spread.
+const waitMounts = 4
+
+func (b *bench) measureWaiters(t *testing.T, kind string) {
+	e, meter := newEnv(t, kind), newMeter(t, kind)
+	for range waitMounts {
+		e.mount("session_ttl: 60s") // ZooKeeper's longest: few heartbeats in what is counted
+	}
+	before := meter.requests()
+	time.Sleep(b.scale.idle) // what comes in this time is what is measured
+	alone := meter.requests() - before
+	for _, waiters := range b.scale.waiters {
+		f := b.wait(t, e, meter, waiters)
+		f.requests -= alone
+		b.waits = append(b.waits, f)
+		if f.turns.served < waiters {
+			return // and more of them would take longer
+		}
+	}
+}
+
+func (b *bench) wait(t *testing.T, e *env, meter meter, waiters int) waitFigure {
+	f := waitFigure{kind: e.kind, waiters: waiters, mounts: waitMounts, idle: b.scale.idle, counted: meter.counts()}
+	name := fmt.Sprint("waiters", waiters)
+	holder := newBenchClient(t, e.on(0, name))
+	holder.ask("lock")
+	var all []*benchClient
+	for i := range waitMounts {
+		// The holder's own mount comes last, so that the one who is next is on another.
+		c := newBenchClient(t, "")
+		c.ask("wait", waiters/waitMounts, e.on((i+1)%waitMounts, name))
+		all = append(all, c)
+	}
+	settled(t, e, all, waiters)
+	f.requests, f.processor = idle(e, meter, b.scale.idle)
+
+	messages := meter.messages()
+	began := holder.ask("unlock").Began
+	granted := func() (n int) {
+		for _, c := range all {
+			a := c.ask("granted")
+			n += a.Count
+			f.turn = max(f.turn, a.Ended-began)
+		}
+		return n
+	}
+	eventually(t, "one gets the lock", func() bool { return granted() > 0 })
+	time.Sleep(b.scale.idle / 20) // more would come now
+	f.woken, f.messages = granted(), meter.messages()-messages
+	began = monotonic()
+	for _, c := range all {
+		c.ask("drain")
+	}
+	f.turns = inTurn(e.kind, began, waiters, all)
+	for _, c := range all {
+		c.end()
+	}
+	holder.end()
+	return f
+}
+
+// idle lets time go by and returns what the server was asked, and the processor's part that the busiest daemon had.
+func idle(e *env, meter meter, span time.Duration) (requests int, processor float64) {
+	before, requests := make([]time.Duration, len(e.nodes)), -meter.requests()
+	for i, n := range e.nodes {
+		before[i] = n.processor()
+	}
+	time.Sleep(span) // what comes in this time is what is measured
+	for i, n := range e.nodes {
+		processor = max(processor, float64(n.processor()-before[i])/float64(span))
+	}
+	return requests + meter.requests(), processor
+}
+
+// settled returns when so many threads wait in the kernel, and the nodes have done with it.
+func settled(t testing.TB, e *env, clients []*benchClient, waiters int) {
+	t.Helper()
+	within(t, benchPatience, "all wait", func() bool {
+		time.Sleep(20 * time.Millisecond) // looking costs, too
+		n := 0
+		for _, c := range clients {
+			n += c.waitingThreads()
+		}
+		return n >= waiters
+	})
+	// What follows is an attempt: daemons that are never quiet are a finding, which idle shows.
+	const look = 300 * time.Millisecond
+	for range 60 {
+		if _, processor := idle(e, noMeter{}, look); processor < 0.05 {
+			return
+		}
+	}
+}
