@@ -15,6 +15,8 @@ const (
 	defaultTTL     = 15 * time.Second
 	minTTL, maxTTL = 2 * time.Second, 5 * time.Minute
 	maxLockDelay   = 5 * time.Minute
+	defaultKeep    = time.Second
+	maxKeep        = time.Hour
 	maxClusterName = 64
 	maxNodeName    = 128
 )
@@ -45,6 +47,7 @@ func defaults() *Config {
 		Cluster:    "default",
 		Node:       node,
 		SessionTTL: defaultTTL,
+		KeepIdle:   defaultKeep,
 		Log:        Log{Level: slog.LevelInfo, Format: "text"},
 	}
 }
@@ -102,6 +105,7 @@ func optionFields(d *draft) fields {
 		"on_lost":             func(v value) { v.onLost(d, &d.Policy.OnLost) },
 		"session_ttl":         func(v value) { v.duration(&d.SessionTTL, minTTL, maxTTL, false) },
 		"lock_delay":          func(v value) { v.duration(&d.LockDelay, 0, maxLockDelay, false) },
+		"keep_idle":           func(v value) { v.duration(&d.KeepIdle, 0, maxKeep, false) },
 	}
 }
 

@@ -31,7 +31,7 @@ func TestMessages(t *testing.T) {
 		{"cluster: [x" + fileBackend, "%:2: not YAML: did not find expected ',' or ']'; look for a missing space, quote or bracket here or above"},
 		{"clutser: x" + fileBackend, `%:1: unknown key "clutser"; did you mean cluster?`},
 		{"\n\nlock-on-open: auto" + fileBackend, `%:3: unknown key "lock-on-open"; did you mean lock_on_open?`},
-		{"frobnicate: eio" + fileBackend, `%:1: unknown key "frobnicate"; known are backends, cluster, lock_delay, lock_on_open, log, mountpoint, no_write_permission, node, on_lost, policies, session_ttl`},
+		{"frobnicate: eio" + fileBackend, `%:1: unknown key "frobnicate"; known are backends, cluster, keep_idle, lock_delay, lock_on_open, log, mountpoint, no_write_permission, node, on_lost, policies, session_ttl`},
 		{"cluster: a\ncluster: b" + fileBackend, `%:2: "cluster" is already set in line 1; keep one of the two`},
 		{"[a]: b" + fileBackend, "%:1: a key is not text; write a mapping (cluster: …, backends: …) or a list of back ends"},
 		{"cluster:" + fileBackend, "%:1: cluster: is empty; write 1 to 64 of the characters a-z A-Z 0-9 . _ -, the first no dot"},

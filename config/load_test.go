@@ -85,7 +85,7 @@ backends: [{type: file, config: {path: /srv/locks}}]
 		t.Fatal(err)
 	}
 	sameConfig(t, c, &Config{
-		Cluster: "prod-1", Node: "n1", Mountpoint: "/mnt/locks", SessionTTL: 90 * time.Second,
+		Cluster: "prod-1", Node: "n1", Mountpoint: "/mnt/locks", KeepIdle: time.Second, SessionTTL: 90 * time.Second,
 		Policy:   Policy{LockAlways, NoWriteSkip, OnLost{}},
 		Policies: []NamePolicy{{"a/**", Policy{LockNever, NoWriteSkip, OnLost{}}}},
 		Log:      Log{slog.LevelDebug, "json", "/var/log/x"},

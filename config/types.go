@@ -19,6 +19,9 @@ type Config struct {
 	SessionTTL time.Duration
 	// LockDelay is how long the locks of a node that died stay closed after its lease.
 	LockDelay time.Duration
+	// KeepIdle is how long the node keeps a lock that nobody on it holds any more, when it is likely to be the next
+	// to want it; others get it at once all the same. 0: not at all.
+	KeepIdle time.Duration
 	// Policy holds for all names that no entry of Policies matches.
 	Policy Policy
 	// Policies are tried in order; the first whose Pattern matches decides

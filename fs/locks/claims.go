@@ -3,6 +3,7 @@ package locks
 import (
 	"math"
 	"slices"
+	"time"
 
 	"lockfs/backends"
 )
@@ -16,6 +17,9 @@ type claims struct {
 	wanted uint64
 	// last is the last token given to a lock on this node.
 	last uint64
+	// turn is when the node's turn ends: until then newcomers here are served from claims that
+	// another node waits for. Zero as long as no node does.
+	turn time.Time
 }
 
 // contended reports whether another node waits for what the claim has:
@@ -31,11 +35,28 @@ func (c *claims) admit(want backends.Lock, inside int) bool {
 	}
 	var free []backends.Lock
 	for i := range c.list {
-		if !c.contended(&c.list[i]) {
+		if !c.contended(&c.list[i]) || time.Now().Before(c.turn) {
 			free = append(free, c.list[i].Lock)
 		}
 	}
 	return covers(free, want)
+}
+
+// gain enters a claim that was granted.
+func (c *claims) gain(claim backends.Claim, turn time.Duration) {
+	if len(c.list) == 0 {
+		c.turn = time.Time{}
+	}
+	c.list = append(c.list, claim)
+	c.startTurn(turn)
+}
+
+// startTurn begins the node's turn when another node is first seen to wait. It ends for good when all claims
+// have been given up, so that nobody is kept waiting for long by newcomers.
+func (c *claims) startTurn(turn time.Duration) {
+	if c.turn.IsZero() && slices.ContainsFunc(c.list, func(k backends.Claim) bool { return c.contended(&k) }) {
+		c.turn = time.Now().Add(turn)
+	}
 }
 
 // have reports whether the node has a lock, wanted by others or not.
@@ -114,12 +135,22 @@ func (c *claims) room() int {
 
 // trim returns the changes that bring the claims down to what is needed and
 // label them with the right hint. A claim that is needed as it is stays
-// untouched; of the others only what no claim that stays has is kept.
-func (c *claims) trim(needs []backends.Lock, hintOn func(backends.Range) (backends.Hint, bool)) []backends.Change {
+// untouched; of the others only what no claim that stays has is kept. While nobody else waits,
+// a claim that the node keeps (backends.Kept) stays untouched where a part of it is needed, and, with keep, where nothing is.
+func (c *claims) trim(needs []backends.Lock, hintOn func(backends.Range) (backends.Hint, bool), keep bool) []backends.Change {
 	var changes []backends.Change
 	var kept []backends.Lock
 	var excess []backends.Claim
-	for _, claim := range c.list {
+	for i, claim := range c.list {
+		needed := slices.ContainsFunc(needs, func(l backends.Lock) bool { return l.Overlaps(claim.Range) })
+		switch free := !c.contended(&c.list[i]); {
+		case free && claim.Hint == backends.Kept && (needed || keep):
+			kept = append(kept, claim.Lock)
+			continue
+		case free && keep && len(needs) == 0:
+			changes = append(changes, backends.Change{ID: claim.ID, To: []backends.Keep{{Lock: claim.Lock, Hint: backends.Kept}}})
+			continue
+		}
 		if !covers(needs, claim.Lock) {
 			excess = append(excess, claim)
 			continue

@@ -167,7 +167,7 @@ func TestTrim(t *testing.T) {
 	for range 20000 {
 		var c claims
 		for i := range rand.IntN(4) {
-			c.list = append(c.list, backends.Claim{ID: fmt.Sprint(i), Lock: backends.Lock{Range: anyRange(), Mode: anyMode()}})
+			c.list = append(c.list, backends.Claim{ID: fmt.Sprint(i), Hint: backends.ByCall, Lock: backends.Lock{Range: anyRange(), Mode: anyMode()}})
 		}
 		before := slices.Clone(c.list)
 		var needed []backends.Lock
@@ -179,7 +179,7 @@ func TestTrim(t *testing.T) {
 			}
 		}
 		needs := union(slices.Clone(needed))
-		changes := c.trim(needs, func(backends.Range) (backends.Hint, bool) { return 0, false })
+		changes := c.trim(needs, func(backends.Range) (backends.Hint, bool) { return 0, false }, false)
 		for _, ch := range changes {
 			old := before[slices.IndexFunc(before, func(k backends.Claim) bool { return k.ID == ch.ID })]
 			for _, keep := range ch.To {

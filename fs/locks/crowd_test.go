@@ -177,13 +177,14 @@ func TestCrowdWithLostSessions(t *testing.T) {
 func crowd(t *testing.T, lose bool) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
+		options := Options{KeepIdle: time.Duration(rand.IntN(3)) * 50 * time.Millisecond, Turn: time.Duration(rand.IntN(3)) * time.Millisecond}
 		m.delay = time.Duration(rand.IntN(3)) * time.Millisecond
 		w := &witness{t: t, off: lose, has: map[string]map[uint64]map[string]backends.Mode{}}
 		c := &counts{}
 		var tables []*Table
 		var all sync.WaitGroup
 		for node := range 3 {
-			table := newTable(t, m)
+			table := newTableWith(t, m, options)
 			tables = append(tables, table)
 			for i := range 4 {
 				k := &worker{table: table, w: w, label: string(rune('a'+node)) + string(rune('0'+i)),

@@ -69,6 +69,7 @@ func (t *Table) begin(r *Request) (w *waiter, done, freed <-chan struct{}, err e
 	if r.Door == Flock {
 		t.letGo(n, r)
 	}
+	t.taking(n)
 	t.arrivals++
 	w = &waiter{Request: *r, arrival: t.arrivals, done: make(chan struct{})}
 	if valid && n.admit(r.Lock, len(n.queue)) && !n.blockedByOutside(r) {
@@ -103,6 +104,9 @@ func (t *Table) enlist(n *name, w *waiter) (_ *waiter, done, freed <-chan struct
 	}
 	if outside {
 		t.startAsk(n, w)
+		if t.valid() {
+			t.trim(n) // what was kept idle is of no use
+		}
 	}
 	return w, nil, nil, nil
 }
@@ -222,8 +226,7 @@ func (t *Table) drop(n *name, w *waiter) {
 // unlist ends what a waiter that is out of the lists has running.
 func (t *Table) unlist(w *waiter) {
 	if w.ask != nil {
-		w.ask.cancel()
-		w.ask = nil
+		w.ask.leave(w)
 	}
 	if w.Owner.Kind != Process || t.waiting[w.Owner] == nil {
 		return

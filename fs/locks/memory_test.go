@@ -23,6 +23,7 @@ type memory struct {
 	last     uint64 // token and Seq
 	ids      int
 	delay    time.Duration // each message takes up to this
+	verbs    int           // requests carried out
 }
 
 func newMemory() *memory {
@@ -99,6 +100,7 @@ func (s *memorySession) Acquire(ctx context.Context, name string, r backends.Req
 		return backends.Claim{}, backends.ErrSessionOver
 	}
 	s.m.ids++
+	s.m.verbs++
 	e := queue.Entry{ID: fmt.Sprint(s.m.ids), Session: s.id, Lock: r.Lock, Held: r.Held, Hint: r.Hint, YieldTo: r.YieldTo}
 	state := s.m.state(name)
 	if !state.Ask(e) {
@@ -152,6 +154,7 @@ func (s *memorySession) Change(_ context.Context, name string, changes []backend
 	if s.closed {
 		return nil, backends.ErrSessionOver
 	}
+	s.m.verbs++
 	state := s.m.state(name)
 	var now []backends.Claim
 	for _, ch := range changes {
@@ -185,7 +188,7 @@ func (s *memorySession) Holders(_ context.Context, name string, lock backends.Lo
 	var out []backends.Holder
 	for _, e := range *s.m.state(name) {
 		if e.Granted && e.Session != s.id && e.Conflicts(lock) {
-			out = append(out, backends.Holder{Claim: backends.Claim{ID: e.ID, Lock: e.Lock}, Session: e.Session})
+			out = append(out, backends.Holder{Claim: backends.Claim{ID: e.ID, Lock: e.Lock, Hint: e.Hint}, Session: e.Session})
 		}
 	}
 	return out, nil
@@ -240,7 +243,13 @@ func (m *memory) requireEmpty(t *testing.T) {
 
 func newTable(t *testing.T, m *memory) *Table {
 	t.Helper()
-	table, err := New(t.Context(), Options{Open: m.open})
+	return newTableWith(t, m, Options{})
+}
+
+func newTableWith(t *testing.T, m *memory, options Options) *Table {
+	t.Helper()
+	options.Open = m.open
+	table, err := New(t.Context(), options)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,7 @@ func (t *Table) trim(n *name) <-chan struct{} {
 	if len(n.list) == 0 {
 		return nil
 	}
-	changes := n.claims.trim(n.needs(), n.hintOn)
+	changes := n.claims.trim(n.needs(), n.hintOn, t.keeps(n))
 	if len(changes) == 0 {
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,12 @@ type Options struct {
 	// no session can be had, and how long an unlock waits for the back end.
 	// 0: five seconds.
 	UnavailableAfter time.Duration
+	// KeepIdle is how long a claim that no owner here needs any more is kept where this node is likely to be
+	// the next that wants it, and nobody else does. 0: it is given back at once.
+	KeepIdle time.Duration
+	// Turn is how long a node that another one waits for still serves newcomers first, so that
+	// owners on one node can follow each other without the back end. 0: first come, first served to the letter.
+	Turn time.Duration
 	// Log takes what nobody can be returned: lost locks and sessions. nil discards.
 	Log *slog.Logger
 	// Watcher may be nil.
@@ -59,6 +66,11 @@ type Table struct {
 	lost map[uint64]bool
 	// flushed are the handles of which a descriptor was closed, and nothing heard since.
 	flushed map[uint64]time.Time
+	// warm are the names that may be kept idle, and those that were used a moment ago; idle is the time to
+	// look which have been so for too long.
+	warm map[*name]bool
+	idle *time.Timer
+
 	closed  bool
 	asks    sync.WaitGroup
 	changes sync.WaitGroup
@@ -69,6 +81,7 @@ type name struct {
 	name string
 	core
 	claims
+	habit
 	watcher Watcher   // the table's
 	told    []Holding // what it was told of this name
 	// change is closed when the running Change has been carried out; nil when none runs.
@@ -98,7 +111,9 @@ func New(ctx context.Context, options Options) (*Table, error) {
 		options: options, log: log, stop: stop, ended: make(chan struct{}),
 		names: map[string]*name{}, session: session, news: make(chan struct{}),
 		waiting: map[Owner][]*waiter{}, lost: map[uint64]bool{}, flushed: map[uint64]time.Time{},
+		warm: map[*name]bool{}, idle: time.NewTimer(time.Hour),
 	}
+	t.idle.Stop()
 	t.until(session)
 	go t.run(run, session)
 	return t, nil
@@ -118,12 +133,17 @@ func (t *Table) name(s string) *name {
 	return n
 }
 
-// forget drops a name that nobody has or wants any more.
+// forget drops a name that nobody has or wants any more, or notes since when that is so.
 func (t *Table) forget(n *name) {
-	if len(n.held)+len(n.queue)+len(n.outside)+len(n.list) == 0 && n.change == nil {
-		delete(t.names, n.name)
+	if !n.unused() || t.cool(n) || len(n.list) > 0 || n.change != nil {
+		return
 	}
+	delete(t.names, n.name)
+	delete(t.warm, n)
 }
+
+// unused reports whether no owner here has or wants the name.
+func (c *core) unused() bool { return len(c.held)+len(c.queue)+len(c.outside) == 0 }
 
 // Test returns the first lock in the way of r, as F_GETLK does.
 func (t *Table) Test(ctx context.Context, r Request) (c Conflict, found bool, err error) {
@@ -145,17 +165,35 @@ func (t *Table) Test(ctx context.Context, r Request) (c Conflict, found bool, er
 	if session == nil {
 		return c, false, backends.ErrUnavailable
 	}
-	holders, err := session.Holders(ctx, r.Name, r.Lock)
-	if err != nil {
-		if errors.Is(err, backends.ErrSessionOver) {
-			err = errors.Join(backends.ErrUnavailable, err)
+	h, found, err := elsewhere(ctx, session, &r)
+	if errors.Is(err, backends.ErrSessionOver) {
+		err = errors.Join(backends.ErrUnavailable, err)
+	}
+	return Conflict{Lock: h.Lock}, found, err
+}
+
+// elsewhere returns the first lock of another node in the way of r. Of claims that may be idle it finds out by a try, whose
+// claim it gives back at once.
+func elsewhere(ctx context.Context, session backends.Session, r *Request) (h backends.Holder, found bool, err error) {
+	for range 2 {
+		holders, err := session.Holders(ctx, r.Name, r.Lock)
+		if err != nil || len(holders) == 0 {
+			return h, false, err
 		}
-		return c, false, err
+		if i := slices.IndexFunc(holders, func(h backends.Holder) bool { return h.Hint != backends.Kept }); i >= 0 {
+			return holders[i], true, nil
+		}
+		h = holders[0]
+		claim, err := session.Acquire(ctx, r.Name, try(backends.Request{Lock: r.Lock, Hint: r.hint()}))
+		switch {
+		case err == nil:
+			_, err = session.Change(ctx, r.Name, []backends.Change{{ID: claim.ID}})
+			return h, false, err
+		case !errors.Is(err, backends.ErrYield):
+			return h, false, err
+		}
 	}
-	if len(holders) == 0 {
-		return c, false, nil
-	}
-	return Conflict{Lock: holders[0].Lock}, true, nil
+	return h, true, nil // one that changes all the time
 }
 
 // Lost reports whether a lock that was held through the handle was lost with

@@ -1,0 +1,225 @@
+package locks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"lockfs/backends"
+)
+
+// ask is a running request to the back end, for one waiter, or for several that came
+// shortly after one another and want the same.
+//
+// Invariant: a waiter is in waiters as long as its ask is this one. When none is left, the ask ends.
+type ask struct {
+	name    string
+	request backends.Request // Wait is the waiters' own
+	waiters []*waiter
+	began   time.Time
+	ctx     context.Context
+	cancel  context.CancelFunc
+	// queued is closed, by ready, when the request stands in the back end's queue, or is over.
+	queued <-chan struct{}
+	ready  func()
+	// waited: it had to stand in the queue.
+	waited atomic.Bool
+	// suspect: messages may have been lost since it began, so its claim may
+	// be wanted by another node though nobody said so.
+	suspect bool
+	// again: it failed and was made again, so that later ones may stand before it.
+	again bool
+}
+
+// maxJoined bounds the waiters of one ask: fewer than there are tokens under one claim.
+const maxJoined = tokenBlock / 16
+
+// startAsk asks the back end on behalf of a waiter that is outside, after
+// those who came before it and collide with it have their places.
+func (t *Table) startAsk(n *name, w *waiter) {
+	if t.join(n, w) {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	queued := make(chan struct{})
+	a := &ask{name: n.name, waiters: []*waiter{w}, began: time.Now(), ctx: ctx, cancel: cancel,
+		queued: queued, ready: sync.OnceFunc(func() { close(queued) })}
+	a.request = backends.Request{Lock: w.Lock, Wait: w.Wait, Held: n.kept(&w.Request), Hint: w.hint(), YieldTo: w.YieldTo,
+		Queued: func() { a.waited.Store(true); a.ready() }}
+	w.ask, w.wentAhead = a, len(a.request.Held) > 0
+	previous := n.previous(w)
+	t.asks.Go(func() {
+		defer cancel()
+		defer a.ready()
+		waitFor(ctx, previous, time.Minute)
+		for t.asked(a) {
+			select { // only after an error: do not spin
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	})
+}
+
+// join lets a waiter share the ask of the one before it, where both want the same and
+// it came within Options.Turn: so much later it may be served before others' requests that came in between.
+func (t *Table) join(n *name, w *waiter) bool {
+	i := slices.Index(n.outside, w) - 1
+	if i < 0 || !w.Wait || w.YieldTo != 0 {
+		return false
+	}
+	o := n.outside[i]
+	a := o.ask
+	if a == nil || a.again || !a.request.Wait || a.request.Lock != w.Lock || a.request.Hint != w.hint() || a.request.YieldTo != 0 ||
+		len(a.request.Held) > 0 || len(a.waiters) >= maxJoined || time.Since(a.began) >= t.options.Turn || len(n.kept(&w.Request)) > 0 {
+		return false
+	}
+	a.waiters = append(a.waiters, w)
+	w.ask, w.wentAhead = a, false
+	return true
+}
+
+// leave takes a waiter out of an ask, which ends with the last.
+func (a *ask) leave(w *waiter) {
+	a.waiters = slices.DeleteFunc(a.waiters, func(o *waiter) bool { return o == w })
+	w.ask = nil
+	if len(a.waiters) == 0 {
+		a.cancel()
+	}
+}
+
+// previous returns the channel that tells that the last waiter before w that
+// collides with it has its place in the back end's queue; nil where there is none.
+func (c *core) previous(w *waiter) <-chan struct{} {
+	if !w.Wait {
+		return nil
+	}
+	var last <-chan struct{}
+	for _, o := range c.outside {
+		if o != w && o.Wait && o.ask != nil && o.arrival < w.arrival && o.collides(&w.Request) {
+			last = o.ask.queued
+		}
+	}
+	return last
+}
+
+// asked makes one attempt and carries out what it came to. It returns whether to try again.
+func (t *Table) asked(a *ask) (again bool) {
+	session, err := t.current(a.ctx, a.request.Wait)
+	var claim backends.Claim
+	if err == nil {
+		claim, err = t.acquire(a, session)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.name(a.name) // not that of the start: it may have been forgotten since
+	defer t.forget(n)
+	if err == nil && session == t.session {
+		t.got(n, a, claim)
+		return false
+	}
+	switch {
+	case len(a.waiters) == 0:
+		return false
+	case err == nil, errors.Is(err, backends.ErrSessionOver), errors.Is(err, backends.ErrUnavailable) && a.request.Wait:
+		a.again = true
+		return true
+	}
+	if !a.request.Wait && errors.Is(err, backends.ErrDeadlock) {
+		err = backends.ErrWouldBlock // it does not wait, so not for ever either
+	}
+	n.othersAsk()
+	for _, w := range slices.Clone(a.waiters) {
+		n.remove(w)
+		w.decide(err)
+		t.unlist(w)
+	}
+	t.settle(n)
+	return false
+}
+
+// acquire asks the session. Where the request is not to wait, it is a try, which waits only to be told whether
+// claims that other nodes keep are in use (backends.Kept).
+func (t *Table) acquire(a *ask, s backends.Session) (backends.Claim, error) {
+	if a.request.Wait {
+		return s.Acquire(a.ctx, a.name, a.request)
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, t.options.UnavailableAfter)
+	defer cancel()
+	claim, err := s.Acquire(ctx, a.name, try(a.request))
+	switch {
+	case errors.Is(err, backends.ErrYield) && a.request.YieldTo != 0:
+		return s.Acquire(ctx, a.name, a.request) // it may be one that this open yields to
+	case errors.Is(err, backends.ErrYield):
+		return claim, fmt.Errorf("%w: %w", backends.ErrWouldBlock, err)
+	case err != nil && ctx.Err() != nil && a.ctx.Err() == nil:
+		return claim, fmt.Errorf("no answer within %v: %w: %w", t.options.UnavailableAfter, backends.ErrUnavailable, err)
+	}
+	return claim, err
+}
+
+func try(r backends.Request) backends.Request {
+	r.Wait, r.YieldTo = true, backends.ByOpen
+	return r
+}
+
+// got enters a claim, and lets those in for whom it was asked for. Who has gone meanwhile is not among
+// them; then the claim is given back, or kept.
+func (t *Table) got(n *name, a *ask, claim backends.Claim) {
+	claim.Contended = claim.Contended || a.suspect
+	n.gain(claim, t.options.Turn)
+	if a.waited.Load() {
+		n.othersAsk()
+	}
+	waiters := a.waiters
+	a.waiters = nil
+	for _, w := range waiters {
+		w.ask, w.asked = nil, true
+		n.letIn(w)
+	}
+	t.settle(n)
+	for _, w := range waiters {
+		t.refuse(n, w)
+	}
+}
+
+// refuse ends a request that is not to wait, and was let in, but found an owner
+// on this node in its way.
+func (t *Table) refuse(n *name, w *waiter) {
+	if !w.Wait && t.valid() && !w.decided() && slices.Contains(n.queue, w) {
+		n.remove(w)
+		w.decide(backends.ErrWouldBlock)
+		t.unlist(w)
+		t.settle(n)
+	}
+}
+
+// current returns the session once there is one that holds; while there is none it waits, and a request that
+// is not to wait gives up after a while with ErrUnavailable.
+func (t *Table) current(ctx context.Context, wait bool) (backends.Session, error) {
+	var giveUp <-chan time.Time
+	if !wait {
+		timer := time.NewTimer(t.options.UnavailableAfter)
+		defer timer.Stop()
+		giveUp = timer.C
+	}
+	for {
+		t.mu.Lock()
+		session, news := t.session, t.news
+		t.mu.Unlock()
+		if session != nil && session.Valid() {
+			return session, nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-giveUp:
+			return nil, fmt.Errorf("no session with the back end: %w", backends.ErrUnavailable)
+		}
+	}
+}

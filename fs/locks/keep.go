@@ -1,0 +1,115 @@
+package locks
+
+import "time"
+
+// habit is what a node knows about the use of a name, to judge whether it will be the next to want it. A claim that
+// is kept idle makes the next lock here free, and the next lock elsewhere dearer by two messages.
+//
+// Invariant: a claim is idle only while it says so to the back end (backends.Kept), from before the unlock
+// returns that made it idle; so no node is refused a lock that nobody holds.
+type habit struct {
+	// streak counts how often in a row owners here took the name when it was free, without any other node having
+	// asked for it.
+	streak int
+	// patience is the streak from which on the claim is kept; it grows when keeping it was in vain.
+	patience int
+	// served counts the takings since the claim is kept.
+	served int
+	// busy: some owner has or wants it; idleSince counts when not.
+	busy      bool
+	idleSince time.Time
+}
+
+const (
+	leastPatience = 2
+	mostPatience  = 64
+	// worthwhile is how many takings make up for one that was in vain.
+	worthwhile = 8
+	// maxWarm bounds the names that are kept idle, and those remembered for it.
+	maxWarm = 1024
+)
+
+// taking notes that an owner here is about to take a name.
+func (t *Table) taking(n *name) {
+	if n.busy || !n.unused() {
+		return
+	}
+	n.busy = true
+	if time.Since(n.idleSince) > t.options.KeepIdle {
+		n.streak = 0
+	}
+	n.streak++
+	if len(n.list) > 0 {
+		n.served++
+	}
+}
+
+// othersAsk notes that another node wants the name or had it.
+func (h *habit) othersAsk() { h.streak, h.served = 0, 0 }
+
+// giveUp is called when another node may wait for what this one has: from here on nothing is kept idle for it, and what is
+// in use is labelled so.
+func (t *Table) giveUp(n *name) {
+	n.startTurn(t.options.Turn)
+	if len(n.list) > 0 && n.unused() { // kept in vain, or not
+		if n.served >= worthwhile {
+			n.patience = leastPatience
+		} else {
+			n.patience = min(2*max(n.patience, leastPatience), mostPatience)
+		}
+	}
+	n.othersAsk()
+	t.settle(n)
+	t.forget(n)
+}
+
+// keeps reports whether what the node has on a name is kept now that no owner here needs it.
+func (t *Table) keeps(n *name) bool {
+	if t.options.KeepIdle <= 0 || t.closed || !n.unused() || len(n.list) != 1 || n.streak < max(n.patience, leastPatience) {
+		return false
+	}
+	return t.warmUp(n)
+}
+
+// warmUp has a name looked at when it has been idle for a while; false: there are too many.
+func (t *Table) warmUp(n *name) bool {
+	if t.warm[n] {
+		return true
+	}
+	if len(t.warm) >= maxWarm {
+		return false
+	}
+	if len(t.warm) == 0 {
+		t.idle.Reset(t.options.KeepIdle)
+	}
+	t.warm[n] = true
+	return true
+}
+
+// cool notes when a name came out of use, and reports whether it is to be remembered for a while.
+func (t *Table) cool(n *name) bool {
+	if n.busy {
+		n.busy, n.idleSince = false, time.Now()
+	}
+	return t.options.KeepIdle > 0 && (n.streak > 0 || n.patience > leastPatience) && !t.closed && t.warmUp(n)
+}
+
+// sweep gives back what was kept idle for long enough, and forgets.
+func (t *Table) sweep() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for n := range t.warm {
+		switch {
+		case !n.unused():
+			delete(t.warm, n) // it comes back with the unlock
+		case time.Since(n.idleSince) >= t.options.KeepIdle:
+			delete(t.warm, n)
+			n.streak, n.patience = 0, 0
+			t.settle(n)
+			t.forget(n)
+		}
+	}
+	if len(t.warm) > 0 {
+		t.idle.Reset(max(t.options.KeepIdle/4, time.Millisecond))
+	}
+}

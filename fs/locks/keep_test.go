@@ -1,0 +1,265 @@
+package locks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"lockfs/backends"
+)
+
+const keepIdle = 100 * time.Millisecond
+
+// keeping runs a test on nodes that keep claims idle.
+func keeping(t *testing.T, nodes int, test func(s *script)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{T: t, m: newMemory()}
+		for range nodes {
+			s.nodes = append(s.nodes, newTableWith(t, s.m, Options{KeepIdle: keepIdle}))
+		}
+		test(s)
+		for _, n := range s.nodes {
+			if err := n.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		s.m.requireEmpty(t)
+	})
+}
+
+// cycles locks and unlocks n times through a handle.
+func (s *script) cycles(node int, handle uint64, n int) {
+	s.Helper()
+	for range n {
+		s.now(node, flock(handle, backends.Write, false), nil)
+		s.unlock(node, handle)
+	}
+}
+
+func (s *script) unlock(node int, handle uint64) {
+	s.Helper()
+	if err := s.nodes[node].Unlock(context.Background(), flock(handle, backends.None, false)); err != nil {
+		s.Fatal(err)
+	}
+}
+
+func (m *memory) entries(name string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(*m.state(name))
+}
+
+// requests is how many verbs the cluster has carried out.
+func (m *memory) requests() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.verbs
+}
+
+// TestRepeatedLockAsksNobody: from the third time on, lock and unlock cost the back end nothing.
+func TestRepeatedLockAsksNobody(t *testing.T) {
+	keeping(t, 2, func(s *script) {
+		s.cycles(0, 1, 2)
+		before := s.m.requests()
+		s.cycles(0, 1, 50)
+		s.cycles(0, 2, 50) // another description
+		if n := s.m.requests() - before; n != 0 {
+			s.Errorf("%d requests for 100 cycles, want 0", n)
+		}
+		time.Sleep(2 * keepIdle)
+		synctest.Wait()
+		s.m.requireEmpty(s.T) // idle for long enough
+		if n := s.m.requests() - before; n != 1 {
+			s.Errorf("%d requests to give up an idle claim, want 1", n)
+		}
+	})
+}
+
+// TestRareUseKeepsNothing: a lock that is taken now and then is given back each time.
+func TestRareUseKeepsNothing(t *testing.T) {
+	keeping(t, 1, func(s *script) {
+		for range 5 {
+			s.cycles(0, 1, 1)
+			s.m.requireEmpty(s.T)
+			time.Sleep(2 * keepIdle)
+		}
+	})
+}
+
+// TestIdleClaimIsNeverInTheWay: what a node keeps idle is free to others at once, in every way to ask.
+func TestIdleClaimIsNeverInTheWay(t *testing.T) {
+	for _, r := range []Request{
+		flock(9, backends.Write, false), flock(9, backends.Read, false), flock(9, backends.Write, true),
+		open(9, never, false), open(9, backends.ByCall, false), open(9, backends.ByCallOnWritable, true),
+		fcntl(9, 9, bytesOf(5, 6, backends.Write), false),
+	} {
+		keeping(t, 2, func(s *script) {
+			s.cycles(0, 1, 3)
+			if _, found, err := s.nodes[1].Test(s.Context(), r); found || err != nil {
+				s.Errorf("F_GETLK finds a lock: %v, %v", found, err)
+			}
+			s.cycles(0, 1, 3)
+			s.now(1, r, nil)
+			s.nodes[1].ReleaseProcess("x", 9)
+			s.release(1, 9)
+		})
+	}
+}
+
+// TestKeptClaimInUse: a lock under a kept claim is held like any other.
+func TestKeptClaimInUse(t *testing.T) {
+	keeping(t, 2, func(s *script) {
+		s.cycles(0, 1, 3)
+		s.now(0, flock(1, backends.Write, false), nil)
+		if c, found, err := s.nodes[1].Test(s.Context(), flock(9, backends.Read, false)); !found || err != nil || c.Lock != whole(backends.Write) {
+			s.Errorf("F_GETLK finds %+v, %v, %v", c, found, err)
+		}
+		s.now(1, flock(9, backends.Read, false), backends.ErrWouldBlock)
+		s.now(1, open(8, never, false), backends.ErrWouldBlock)
+		s.now(1, open(8, backends.ByCall, false), backends.ErrYield)
+		s.now(1, open(8, backends.ByCall, true), backends.ErrYield)
+		w := s.start(1, "w", flock(9, backends.Write, true))
+		s.waits(w)
+		s.unlock(0, 1)
+		s.ended(nil, w)
+		s.release(1, 9)
+	})
+}
+
+// TestTakingTurnsKeepsLittle: nodes that use a name in turn do not pay for claims kept in vain again and again.
+func TestTakingTurnsKeepsLittle(t *testing.T) {
+	keeping(t, 2, func(s *script) {
+		const rounds = 200
+		before := s.m.requests()
+		for range rounds {
+			s.cycles(0, 1, 1)
+			s.cycles(1, 1, 1)
+		}
+		// Lock and unlock are two each; one kept in vain costs two more.
+		if n := s.m.requests() - before; n > 4*rounds+4*rounds/10 {
+			s.Errorf("%d requests for %d cycles, want little more than two each", n, 2*rounds)
+		}
+	})
+}
+
+// TestNeverRefusedWhileFree: whatever nodes keep, a call that does not wait gets the lock exactly when nobody has one in its way.
+func TestNeverRefusedWhileFree(t *testing.T) {
+	for range 50 {
+		keeping(t, 3, func(s *script) {
+			s.m.delay = time.Duration(rand.IntN(2)) * time.Millisecond
+			type held struct {
+				node   int
+				handle uint64
+				mode   backends.Mode
+			}
+			var holders []held
+			for step := range 150 {
+				if len(holders) > 0 && rand.IntN(2) == 0 {
+					i := rand.IntN(len(holders))
+					s.unlock(holders[i].node, holders[i].handle)
+					holders = append(holders[:i], holders[i+1:]...)
+					continue
+				}
+				node := rand.IntN(3)
+				if rand.IntN(3) > 0 {
+					node = 0
+				}
+				h := held{node, uint64(1000*node + step), anyMode()}
+				free := true
+				for _, o := range holders {
+					free = free && o.mode == backends.Read && h.mode == backends.Read
+				}
+				err := s.nodes[node].Lock(s.Context(), flock(h.handle, h.mode, false))
+				if free != (err == nil) || err != nil && !errors.Is(err, backends.ErrWouldBlock) {
+					s.Fatalf("step %d: node %d gets %v, with %v held", step, node, err, holders)
+				}
+				if err == nil {
+					holders = append(holders, h)
+				}
+			}
+			for _, h := range holders {
+				s.unlock(h.node, h.handle)
+			}
+		})
+	}
+}
+
+// TestTurn: while another node waits, newcomers here go first only as long as the node's turn lasts.
+func TestTurn(t *testing.T) {
+	const turn = 10 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{T: t, m: newMemory()}
+		for range 2 {
+			s.nodes = append(s.nodes, newTableWith(t, s.m, Options{Turn: turn}))
+		}
+		s.now(0, flock(1, backends.Write, true), nil)
+		other := s.start(1, "other", flock(1, backends.Write, true))
+		s.waits(other)
+		early := s.start(0, "early", flock(2, backends.Write, true))
+		time.Sleep(turn)
+		late := s.start(0, "late", flock(3, backends.Write, true))
+		s.waits(early, late)
+		s.unlock(0, 1)
+		s.ended(nil, early)
+		s.waits(other, late)
+		s.unlock(0, 2)
+		s.ended(nil, other)
+		s.unlock(1, 1)
+		s.ended(nil, late)
+		s.unlock(0, 3)
+		for _, n := range s.nodes {
+			if err := n.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		s.m.requireEmpty(t)
+	})
+}
+
+// TestWaitersShareARequest: those who come shortly after each other stand in the back end's queue once, and go when the last goes.
+func TestWaitersShareARequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{T: t, m: newMemory()}
+		for range 2 {
+			s.nodes = append(s.nodes, newTableWith(t, s.m, Options{Turn: time.Second}))
+		}
+		s.now(0, flock(1, backends.Write, true), nil)
+		var calls []*call
+		for i := range 20 {
+			calls = append(calls, s.start(1, fmt.Sprint(i), flock(uint64(i+1), backends.Write, true)))
+		}
+		if n := s.m.entries("x"); n != 2 {
+			t.Errorf("%d entries, want the holder and one for all waiters", n)
+		}
+		calls[0].signal() // the one that asked
+		s.ended(context.Canceled, calls[0])
+		time.Sleep(2 * keepPlace)
+		s.waits(calls[1:]...)
+		s.unlock(0, 1)
+		for i := 1; i < 20; i++ {
+			s.ended(nil, calls[i])
+			s.unlock(1, uint64(i+1))
+		}
+		s.now(0, flock(1, backends.Write, true), nil)
+		again := s.start(1, "again", flock(1, backends.Write, true))
+		s.waits(again)
+		again.signal()
+		s.ended(context.Canceled, again)
+		time.Sleep(time.Second)
+		if n := s.m.entries("x"); n != 1 {
+			t.Errorf("%d entries, want the holder only", n)
+		}
+		s.unlock(0, 1)
+		for _, n := range s.nodes {
+			if err := n.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		s.m.requireEmpty(t)
+	})
+}
