@@ -162,3 +162,51 @@ func TestSentinelRefuses(t *testing.T) {
 		t.Log(err)
 	}
 }
+
+// TestCluster: on a Redis Cluster, to which nodes are led by any of its nodes, all goes on when the keys
+// move to another node, and when their master dies.
+func TestCluster(t *testing.T) {
+	t.Parallel()
+	const ttl = 7 * time.Second
+	cluster := testserver.Cluster(t, prefix("test"))
+	conf := config.Redis{ClusterNodes: cluster.Addrs()}
+	holder, other := openBy(t, conf, ttl), openBy(t, conf, ttl)
+	held := acquire(t, holder, "x", writing)
+	goesOn := func(what, epoch string) {
+		t.Helper()
+		saysAnew(t, holder, epoch)
+		saysAnew(t, other, epoch)
+		if _, err := other.Acquire(t.Context(), "x", now()); !errors.Is(err, backends.ErrWouldBlock) {
+			t.Errorf("%s: what is held, when it was said anew: %v", what, err)
+		}
+		got := asked(t, other, "x")
+		raw := rawClient(t, cluster.Owner())
+		eventually(t, 10*time.Second, what+": it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
+		drop(t, holder, "x", held)
+		c := received(t, 3*ttl, what+": the lock after the grace period", got)
+		if c.Token <= held.Token {
+			t.Errorf("%s: token %d after %d", what, c.Token, held.Token)
+		}
+		drop(t, other, "x", c)
+		held = acquire(t, holder, "x", writing)
+	}
+	epoch := holder.knownNow()
+	cluster.Move(func() {
+		if c, err := other.Acquire(t.Context(), "x", now()); !errors.Is(err, backends.ErrUnavailable) {
+			t.Errorf("while the keys move: %+v, %v; want ErrUnavailable", c, err)
+		}
+		if c, err := other.Acquire(t.Context(), "y", now()); !errors.Is(err, backends.ErrUnavailable) {
+			t.Errorf("a free lock while the keys move: %+v, %v; want ErrUnavailable", c, err)
+		}
+	})
+	goesOn("moved", epoch)
+
+	epoch = holder.knownNow()
+	cluster.ReplicateOwner()
+	cluster.Owner().Stop()
+	eventually(t, 20*time.Second, "the replica is promoted", func() bool { return cluster.Owner() != nil })
+	goesOn("failed over", epoch)
+	if !holder.Valid() || !other.Valid() {
+		t.Errorf("a session is over: %v, %v", holder.Err(), other.Err())
+	}
+}
