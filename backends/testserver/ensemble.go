@@ -42,7 +42,7 @@ func Ensemble(t testing.TB, syncLimit int) *ZooKeeperEnsemble {
 	var err error
 	for range 5 { // another program may take a port first
 		e.configure(syncLimit)
-		if err = e.start(); err == nil {
+		if err = start(e.servers[:]); err == nil {
 			return e
 		}
 		e.Stop()
@@ -70,16 +70,16 @@ func (e *ZooKeeperEnsemble) configure(syncLimit int) {
 	}
 }
 
-// start starts who does not run, and waits until all serve.
-func (e *ZooKeeperEnsemble) start() error {
-	for _, s := range e.servers {
+// start starts those of servers that do not run, and waits until all of them serve.
+func start(servers []*ZooKeeperServer) error {
+	for _, s := range servers {
 		if s.cmd == nil {
 			if err := s.launch(); err != nil {
 				return err
 			}
 		}
 	}
-	for _, s := range e.servers {
+	for _, s := range servers {
 		if err := s.await(); err != nil {
 			return err
 		}
@@ -90,7 +90,17 @@ func (e *ZooKeeperEnsemble) start() error {
 // Start starts all servers that do not run, and waits until all serve.
 func (e *ZooKeeperEnsemble) Start() {
 	e.t.Helper()
-	if err := e.start(); err != nil {
+	e.StartSome(0, 1, 2)
+}
+
+// StartSome is Start for some of the servers.
+func (e *ZooKeeperEnsemble) StartSome(members ...int) {
+	e.t.Helper()
+	var some []*ZooKeeperServer
+	for _, i := range members {
+		some = append(some, e.servers[i])
+	}
+	if err := start(some); err != nil {
 		e.t.Fatal(err)
 	}
 }

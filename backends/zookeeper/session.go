@@ -96,12 +96,12 @@ func (s *session) start(ctx context.Context, options backends.SessionOptions) er
 		return kinded(err)
 	}
 	s.lease = lease.New(ttl*3/4, sent) // see the package comment
-	s.work.Go(s.keep)
+	s.work.Go(func() { s.keep(options.Node) })
 	s.work.Go(s.pump)
 	return nil
 }
 
-// announce creates the session's own znode. The leader has to carry it out, so it renews the lease too.
+// announce creates the session's own znode. The leader and a majority have to carry it out, so it renews the lease too.
 func (s *session) announce(node string) error {
 	for {
 		_, err := s.link.conn.Create(s.b.sessionNode(s.id), []byte(node), zk.FlagEphemeral, s.b.acl)
@@ -115,8 +115,8 @@ func (s *session) announce(node string) error {
 	}
 }
 
-// keep renews the lease until the session is over.
-func (s *session) keep() {
+// keep renews the lease until the session is over, by writing the node's name again: see the package comment.
+func (s *session) keep(node string) {
 	s.work.Go(func() {
 		select {
 		case <-s.link.expiry:
@@ -126,10 +126,10 @@ func (s *session) keep() {
 	})
 	renew := func(ctx context.Context) error {
 		err := s.link.call(ctx, func() error {
-			_, err := s.link.conn.Sync(s.b.sessionNode(s.id))
+			_, err := s.link.conn.Set(s.b.sessionNode(s.id), []byte(node), -1)
 			return err
 		})
-		if errors.Is(err, zk.ErrSessionExpired) {
+		if errors.Is(err, zk.ErrSessionExpired) || errors.Is(err, zk.ErrNoNode) {
 			return fmt.Errorf("%w: %w", backends.ErrSessionOver, err)
 		}
 		return err

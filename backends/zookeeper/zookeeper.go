@@ -34,12 +34,16 @@
 //
 // # Sessions
 //
-// Every backends.Session is a ZooKeeper session of its own. Its lease is renewed by a sync, which the
-// leader answers. That proves that the leader knew the session, not that it counts the session's
-// time-out from this very request: followers pass on what they heard with the leader's next ping, half a tick later at most. So
-// the lease is taken for three quarters of the time-out. Requests whose fate is unknown (a broken
-// connection) are looked up by the claim's id after a sync, never repeated blindly; what may be
-// left over of them is found by its session in the next round and removed.
+// Every backends.Session is a ZooKeeper session of its own. Its lease is renewed by a write to the session's own
+// znode. A sync would not do: the leader answers it alone, also one that is cut off and does not know yet that the
+// others have elected another. A write has a majority behind it, so a leader that is elected after it takes
+// over a session that lives, and counts its time-out from then.
+//
+// That the leader knew the session does not say that it counts the time-out from this very request: followers pass
+// on what they heard with the leader's next ping, half a tick later at most. One that dies before
+// takes it along, and the time-out counts from the renewal before. So the lease is taken for three quarters of the
+// time-out. Requests whose fate is unknown (a broken connection) are looked up by the claim's id
+// after a sync, never repeated blindly; what may be left over of them is found by its session in the next round and removed.
 package zookeeper
 
 import (
