@@ -30,15 +30,18 @@ func failure(err error) error {
 	if errors.As(err, &answer) {
 		return fmt.Errorf("%w: %w", answerKind(answer.Error()), err)
 	}
-	var net net.Error
+	var network net.Error
 	var verify *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	var alert tls.AlertError
 	var authority x509.UnknownAuthorityError
+	var op *net.OpError
 	switch {
+	case errors.As(err, &op) && op.Op == "remote error": // the other side's alert
+		return fmt.Errorf("%w: TLS: %w", backends.ErrForeign, err)
 	case errors.As(err, &verify), errors.As(err, &record), errors.As(err, &alert), errors.As(err, &authority):
 		return fmt.Errorf("%w: TLS: %w", backends.ErrForeign, err)
-	case errors.As(err, &net), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+	case errors.As(err, &network), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
 		errors.Is(err, goredis.ErrClosed), errors.Is(err, goredis.ErrPoolTimeout), errors.Is(err, goredis.ErrPoolExhausted),
 		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%w: %w", backends.ErrUnavailable, err)

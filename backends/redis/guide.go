@@ -300,7 +300,10 @@ func askNode(ctx context.Context, c *goredis.Client, key string) (sight, error) 
 		if strings.Contains(err.Error(), "cluster support disabled") {
 			return sight{}, fmt.Errorf("%w: it is no node of a Redis Cluster; name it by host", backends.ErrForeign)
 		}
-		return sight{}, fmt.Errorf("%w (it needs the same username and password as the master, and CLUSTER)", failure(err))
+		if err = failure(err); errors.Is(err, backends.ErrRefused) {
+			err = fmt.Errorf("%w (it has to know the username and password that the master does, and let the user call CLUSTER)", err)
+		}
+		return sight{}, err
 	}
 	for line := range strings.Lines(nodes) {
 		// id, address, flags, master, ping, pong, epoch, link, slots

@@ -133,6 +133,7 @@ func Open(ctx context.Context, conf config.Redis, cluster string, log *slog.Logg
 	})
 	if err != nil {
 		_ = b.Close()
+		err = withTLSHint(err, conf.TLS != nil)
 		return nil, fmt.Errorf("%s: %w", where, withoutSecret(withoutSecret(err, conf.Password), conf.SentinelPassword))
 	}
 	return b, nil

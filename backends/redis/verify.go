@@ -6,9 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	goredis "github.com/redis/go-redis/v9"
 
@@ -51,6 +53,17 @@ func withWayOut(err error) error {
 		return fmt.Errorf("%w (the user needs INFO, EVALSHA, EVAL, SUBSCRIBE and PUBLISH, all data commands, keys and channels lockfs:*; CLUSTER in a Redis Cluster)", err)
 	}
 	return err
+}
+
+// withTLSHint says what may be behind a server that hangs up in the middle of the first words.
+func withTLSHint(err error, secured bool) error {
+	if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if secured {
+		return fmt.Errorf("%w (it may want another certificate from us, or no TLS at all)", err)
+	}
+	return fmt.Errorf("%w (it may want TLS)", err)
 }
 
 // withoutSecret leaves out the text of an error that has the password in it:
