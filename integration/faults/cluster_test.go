@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,14 +27,16 @@ type server interface {
 	Dir() string
 }
 
-// cluster is one server, and how it is named and looked into.
+// cluster is what is called the server: one, or an ensemble, and how it is named and looked into.
 type cluster struct {
 	kind   string
 	server server
-	// entry is the back end's entry in a configuration, for a node that reaches it at addr.
-	entry func(addr string) string
+	// entry is the back end's entry in a configuration, for a node that reaches it at addrs.
+	entry func(addrs []string) string
 	// left names the claims and requests that the server has.
 	left func() ([]string, error)
+
+	nodes int // that there are
 }
 
 const clusterName = "faults"
@@ -43,10 +46,31 @@ func newCluster(t testing.TB, kind string) *cluster {
 	t.Helper()
 	if kind == "redis" {
 		s := testserver.Redis(t, "--appendonly", "yes", "--appendfsync", "always")
-		return &cluster{kind, s, redisEntry, func() ([]string, error) { return redisLeft(s.Addr()) }}
+		return &cluster{kind: kind, server: s, entry: redisEntry, left: func() ([]string, error) { return redisLeft(s.Addr()) }}
 	}
-	s := testserver.ZooKeeper(t)
-	return &cluster{kind, s, zooKeeperEntry, func() ([]string, error) { return zooKeeperLeft(s.Addr()) }}
+	c := &cluster{kind: kind, entry: zooKeeperEntry}
+	if kind == onEnsemble {
+		c.server = ensemble{testserver.Ensemble(t, 5)}
+	} else {
+		c.server = testserver.ZooKeeper(t)
+	}
+	c.left = func() ([]string, error) { return zooKeeperLeft(c.addrs()) }
+	return c
+}
+
+// addrs are the servers' addresses.
+func (c *cluster) addrs() []string {
+	if e, ok := c.server.(ensemble); ok {
+		return e.Addrs()
+	}
+	return []string{c.server.Addr()}
+}
+
+// turned puts the servers' addresses in another order for each node, for a node begins with the first.
+func (c *cluster) turned(addrs []string) []string {
+	k := c.nodes % len(addrs)
+	c.nodes++
+	return append(slices.Clone(addrs[k:]), addrs[:k]...)
 }
 
 // wipe takes a stopped server's data away.
@@ -58,8 +82,8 @@ func (c *cluster) wipe() error {
 	return err
 }
 
-func redisEntry(addr string) string {
-	host, port, _ := net.SplitHostPort(addr)
+func redisEntry(addrs []string) string {
+	host, port, _ := net.SplitHostPort(addrs[0])
 	return fmt.Sprintf("{type: redis, config: {host: %s, port: %s, socket_timeout: 1}}", host, port)
 }
 
@@ -78,21 +102,26 @@ func redisLeft(addr string) (left []string, err error) {
 	return left, nil
 }
 
-func zooKeeperEntry(addr string) string {
-	return fmt.Sprintf("{type: zookeeper, config: {hosts: [%q], timeout: 2s}}", addr)
+func zooKeeperEntry(addrs []string) string {
+	return fmt.Sprintf("{type: zookeeper, config: {hosts: [%s], timeout: 2s}}", strings.Join(addrs, ", "))
 }
 
 type silent struct{}
 
 func (silent) Printf(string, ...any) {}
 
-func zooKeeperLeft(addr string) (left []string, err error) {
-	c, _, err := zk.Connect([]string{addr}, 10*time.Second, zk.WithLogger(silent{}))
+const zooKeeperRoot = "/lockfs/n" + clusterName
+
+func zooKeeperLeft(addrs []string) (left []string, err error) {
+	c, _, err := zk.Connect(addrs, 10*time.Second, zk.WithLogger(silent{}))
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	root := "/lockfs/n" + clusterName + "/locks"
+	root := zooKeeperRoot + "/locks"
+	if _, err := c.Sync(root); err != nil {
+		return nil, err
+	}
 	names, _, err := c.Children(root)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", root, err)

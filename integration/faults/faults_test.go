@@ -3,6 +3,8 @@ package faults
 import (
 	"errors"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +16,7 @@ const ttl = 2 * time.Second
 // fault is a way to break things, and to mend them again.
 type fault struct {
 	kind string
-	// only names the back end that it is for; "": any.
+	// only names the back ends that it is for, with spaces between; "": any.
 	only string
 	// server: it is the back end's server that is broken, not a node.
 	server bool
@@ -39,6 +41,14 @@ var kinds = []fault{
 	{kind: "delayed by more than the lease", do: cut(holds, ttl*11/10, 2*ttl)},
 	{kind: "back end restarted", server: true, do: restart(false)},
 	{kind: "back end restarted empty", server: true, only: "redis", do: restart(true)},
+	{kind: "session expired", only: "zookeeper " + onEnsemble, do: expireSession},
+	{kind: "leader killed", server: true, only: onEnsemble, do: killLeader},
+	{kind: "minority cut off", server: true, only: onEnsemble, do: cutMinority},
+}
+
+// fits reports whether the fault is for a back end; where special is true, for it and not for any.
+func (f fault) fits(backend string, special bool) bool {
+	return f.only == "" && !special || slices.Contains(strings.Fields(f.only), backend)
 }
 
 // between is a random time.

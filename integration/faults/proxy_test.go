@@ -2,6 +2,7 @@ package faults
 
 import (
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -17,11 +18,10 @@ const (
 	holds            // nothing arrives either way until the end; then all of it does
 )
 
-// proxy is a node's way to the server.
+// proxy is a node's way to the server, or to all of several.
 type proxy struct {
-	listener net.Listener
-	to       string
-	done     sync.WaitGroup
+	listeners []net.Listener // one for each server
+	done      sync.WaitGroup
 
 	mu      sync.Mutex
 	mode    network
@@ -33,31 +33,59 @@ type proxy struct {
 
 // link is a connection and its other half. gap: bytes of it were swallowed.
 type link struct {
+	server int
 	halves [2]net.Conn
 	gap    bool
 }
 
 // newProxy ends with the test.
-func newProxy(t testing.TB, to string) *proxy {
+func newProxy(t testing.TB, servers ...string) *proxy {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{listener: l, to: to, changed: make(chan struct{}), conns: map[*link]struct{}{}}
-	p.done.Go(p.accept)
+	p := &proxy{changed: make(chan struct{}), conns: map[*link]struct{}{}}
 	t.Cleanup(p.close)
+	for i, to := range servers {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.listeners = append(p.listeners, l)
+		p.done.Go(func() { p.accept(l, i, to) })
+	}
 	return p
 }
 
-func (p *proxy) addr() string { return p.listener.Addr().String() }
+// addr is how to reach the first server.
+func (p *proxy) addr() string { return p.listeners[0].Addr().String() }
+
+// addrs is how to reach each.
+func (p *proxy) addrs() []string {
+	var all []string
+	for _, l := range p.listeners {
+		all = append(all, l.Addr().String())
+	}
+	return all
+}
+
+// using are the servers to which there are connections, each once.
+func (p *proxy) using() []int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all []int
+	for l := range p.conns {
+		all = append(all, l.server)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
 
 func (p *proxy) close() {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
 	p.set(refuses)
-	p.listener.Close()
+	for _, l := range p.listeners {
+		l.Close()
+	}
 	p.done.Wait()
 }
 
@@ -84,19 +112,19 @@ func (l *link) reset() {
 	}
 }
 
-func (p *proxy) accept() {
+func (p *proxy) accept(listener net.Listener, server int, to string) {
 	for {
-		c, err := p.listener.Accept()
+		c, err := listener.Accept()
 		if err != nil {
 			return // closed
 		}
-		p.done.Go(func() { p.serve(c) })
+		p.done.Go(func() { p.serve(c, server, to) })
 	}
 }
 
 // serve carries one connection, once the network lets it through.
-func (p *proxy) serve(near net.Conn) {
-	l := &link{halves: [2]net.Conn{near, near}}
+func (p *proxy) serve(near net.Conn, server int, to string) {
+	l := &link{server: server, halves: [2]net.Conn{near, near}}
 	p.mu.Lock()
 	if p.mode == refuses || p.closed {
 		p.mu.Unlock()
@@ -114,7 +142,7 @@ func (p *proxy) serve(near net.Conn) {
 	if !p.pass(l) {
 		return
 	}
-	far, err := net.DialTimeout("tcp", p.to, 5*time.Second)
+	far, err := net.DialTimeout("tcp", to, 5*time.Second)
 	if err != nil {
 		return
 	}

@@ -20,6 +20,7 @@ type plan struct {
 	backend string
 	kills   bool   // on_lost: KILL
 	alone   bool   // each fault alone before they are mixed
+	special bool   // of those only that are not for any back end
 	program string // lockfs
 	mixed   time.Duration
 	// patience is how long requests may take after the last fault; 0: patience.
@@ -151,7 +152,7 @@ func (r *run) apply(f fault, n *node, rng *rand.Rand) {
 func (r *run) eachAlone(rng *rand.Rand) {
 	for _, i := range rng.Perm(len(kinds)) {
 		f := kinds[i]
-		if f.only != "" && f.only != r.backend {
+		if !f.fits(r.backend, r.special) {
 			continue
 		}
 		r.apply(f, r.nodes[rng.IntN(len(r.nodes))], rand.New(rand.NewPCG(rng.Uint64(), 4)))
@@ -187,7 +188,7 @@ func (r *run) mix(rng *rand.Rand) {
 		n := r.nodes[rng.IntN(len(r.nodes))]
 		own := rand.New(rand.NewPCG(rng.Uint64(), 5))
 		pause := between(rng, 0, 3*time.Second)
-		if f.only == "" || f.only == r.backend {
+		if f.fits(r.backend, false) {
 			faults.Go(func() { r.apply(f, n, own) })
 		}
 		time.Sleep(pause)
@@ -294,4 +295,8 @@ func TestFaults(t *testing.T) {
 			perform(t, plan{backend: backend, kills: true, program: program, mixed: 10 * time.Second}, newSeed(t)).expect(t)
 		})
 	}
+	t.Run(onEnsemble, func(t *testing.T) {
+		t.Parallel()
+		perform(t, plan{backend: onEnsemble, alone: true, special: true, program: program, mixed: 5 * time.Second}, newSeed(t)).expect(t)
+	})
 }
