@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"lockfs/backends"
 )
@@ -15,7 +16,13 @@ import (
 
 func benchTable(b *testing.B) *Table {
 	b.Helper()
-	t, err := New(b.Context(), Options{Open: newMemory().open})
+	return benchTableWith(b, Options{})
+}
+
+func benchTableWith(b *testing.B, options Options) *Table {
+	b.Helper()
+	options.Open = newMemory().open
+	t, err := New(b.Context(), options)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -49,6 +56,14 @@ func lockAndUnlock(b *testing.B, t *Table, r Request) {
 // The same owner takes one name again and again.
 func BenchmarkRepeated(b *testing.B) {
 	t := benchTable(b)
+	for r := on("x", 1, backends.Write); b.Loop(); {
+		lockAndUnlock(b, t, r)
+	}
+}
+
+// The same where the node keeps the claim.
+func BenchmarkKept(b *testing.B) {
+	t := benchTableWith(b, Options{KeepIdle: time.Hour})
 	for r := on("x", 1, backends.Write); b.Loop(); {
 		lockAndUnlock(b, t, r)
 	}

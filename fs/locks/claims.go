@@ -33,13 +33,18 @@ func (c *claims) admit(want backends.Lock, inside int) bool {
 	if c.room() <= inside {
 		return false
 	}
-	var free []backends.Lock
+	var parts []backends.Lock
 	for i := range c.list {
-		if !c.contended(&c.list[i]) || time.Now().Before(c.turn) {
-			free = append(free, c.list[i].Lock)
+		claim := &c.list[i]
+		if !claim.Overlaps(want.Range) || c.contended(claim) && !time.Now().Before(c.turn) {
+			continue
 		}
+		if claim.Mode >= want.Mode && claim.Contains(want.Range) {
+			return true // most often
+		}
+		parts = append(parts, claim.Lock)
 	}
-	return covers(free, want)
+	return covers(parts, want)
 }
 
 // gain enters a claim that was granted.
@@ -179,6 +184,17 @@ func (c *claims) trim(needs []backends.Lock, hintOn func(backends.Range) (backen
 		changes = append(changes, change)
 	}
 	return changes
+}
+
+// sufficient reports, for the most frequent case, that trim has nothing to do: one claim, which is kept.
+func (n *name) sufficient(keep bool) bool {
+	if len(n.list) != 1 || n.list[0].Hint != backends.Kept || n.contended(&n.list[0]) {
+		return false
+	}
+	if len(n.held) == 0 {
+		return keep
+	}
+	return n.held[0].Overlaps(n.list[0].Range)
 }
 
 // begin takes out of the list what the changes give up, before the back end is

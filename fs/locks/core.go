@@ -112,6 +112,11 @@ func (c *core) inTheWay(r *Request) []held {
 	return all
 }
 
+// free reports whether no held lock collides with a request.
+func (c *core) free(r *Request) bool {
+	return !slices.ContainsFunc(c.held, func(h held) bool { return h.collides(r) })
+}
+
 // has reports whether the request's owner has what it asks for already, or more, and
 // under which token.
 func (c *core) has(r *Request) (token uint64, ok bool) {
@@ -122,7 +127,7 @@ func (c *core) has(r *Request) (token uint64, ok bool) {
 			token = max(token, c.held[i].token)
 		}
 	}
-	return token, len(own) > 0 && covers(own, r.Lock)
+	return token, covers(own, r.Lock)
 }
 
 // token is that of a new lock: what its owner has already is no new grant.
@@ -142,7 +147,17 @@ func (c *core) set(r *Request) {
 	if r.Lock.Mode != backends.None {
 		token = c.token(r)
 	}
-	kept := make([]held, 0, len(c.held)+1)
+	if slices.ContainsFunc(c.held, func(h held) bool { return h.owner == r.Owner && h.Overlaps(r.Lock.Range) || h.byOpenOf(r.Handle) }) {
+		c.clear(r)
+	}
+	if r.Lock.Mode != backends.None {
+		c.insert(held{owner: r.Owner, handle: r.Handle, Lock: r.Lock, hint: r.hint(), token: token, pid: r.PID, created: r.Created})
+	}
+}
+
+// clear takes away what a request replaces.
+func (c *core) clear(r *Request) {
+	kept := c.held[:0:0]
 	for _, h := range c.held {
 		if r.Door != Open && h.byOpenOf(r.Handle) {
 			continue
@@ -163,9 +178,6 @@ func (c *core) set(r *Request) {
 		}
 	}
 	c.held = kept
-	if r.Lock.Mode != backends.None {
-		c.insert(held{owner: r.Owner, handle: r.Handle, Lock: r.Lock, hint: r.hint(), token: token, pid: r.PID, created: r.Created})
-	}
 }
 
 // byOpenOf reports whether the lock was taken by the open of a handle, and

@@ -70,6 +70,10 @@ func (t *Table) begin(r *Request) (w *waiter, done, freed <-chan struct{}, err e
 		t.letGo(n, r)
 	}
 	t.taking(n)
+	if valid && len(n.queue)+len(n.outside) == 0 && n.free(r) && n.admit(r.Lock, 0) {
+		n.set(r) // nobody waits, so nobody is overtaken
+		return nil, t.settle(n), nil, nil
+	}
 	t.arrivals++
 	w = &waiter{Request: *r, arrival: t.arrivals, done: make(chan struct{})}
 	if valid && n.admit(r.Lock, len(n.queue)) && !n.blockedByOutside(r) {

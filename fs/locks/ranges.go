@@ -52,7 +52,14 @@ func union(locks []backends.Lock) []backends.Lock {
 
 // covers reports whether the locks have every byte of want in at least its mode.
 func covers(locks []backends.Lock, want backends.Lock) bool {
-	return len(uncovered(locks, want)) == 0
+	overlaps := false
+	for _, l := range locks { // most often one is enough, or none is there
+		if l.Mode >= want.Mode && l.Contains(want.Range) {
+			return true
+		}
+		overlaps = overlaps || l.Overlaps(want.Range)
+	}
+	return overlaps && len(uncovered(locks, want)) == 0
 }
 
 // uncovered returns the parts of want that the locks do not have in at least its mode.

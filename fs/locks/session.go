@@ -60,12 +60,14 @@ func (t *Table) wanted(event backends.Event) {
 // goes on waiting for the next session. What holds is told to the watcher before
 // it is forgotten, and nothing is granted in between, for there is no session.
 func (t *Table) lose(session backends.Session) {
-	if !t.markLost(session) {
+	lost, ok := t.markLost(session)
+	if !ok {
 		return
 	}
 	if t.options.Watcher != nil {
 		t.options.Watcher.Lost(session.Err())
 	}
+	t.logLost(session, lost) // not before: the log may take its time, the other nodes don't wait
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, n := range t.names {
@@ -84,23 +86,30 @@ func (t *Table) lose(session backends.Session) {
 	}
 }
 
-// markLost makes every call on a descriptor that holds a lock fail from now on. It returns
+// markLost makes every call on a descriptor that holds a lock fail from now on, and returns what is lost. ok is
 // false where the table is closed.
-func (t *Table) markLost(session backends.Session) bool {
+func (t *Table) markLost(session backends.Session) (lost []lostLock, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return false
+		return nil, false
 	}
-	t.log.Error("session lost, and all locks with it", "session", session.ID(), "reason", session.Err())
 	t.announce(nil)
 	for _, n := range t.names {
 		for i := range n.held {
-			t.logLost(n, &n.held[i], session.Err())
+			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", n.held[i].pid)) // may be gone already
+			lost = append(lost, lostLock{n.name, n.held[i], strings.TrimSpace(string(comm))})
 			t.lost[n.held[i].handle] = true
 		}
 	}
-	return true
+	return lost, true
+}
+
+// lostLock is what the log says of a lost lock: command is that of its process, which may be dead by the time when it is written.
+type lostLock struct {
+	name string
+	held
+	command string
 }
 
 // leave puts all who wait for a name outside, to ask again in their order, and
@@ -123,11 +132,13 @@ func (t *Table) leave(n *name) {
 	}
 }
 
-// logLost writes the one line that says which lock was lost.
-func (t *Table) logLost(n *name, h *held, reason error) {
-	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", h.pid)) // may be gone already
-	t.log.Error("lock lost", "name", n.name, "mode", h.Mode.String(), "pid", h.pid,
-		"command", strings.TrimSpace(string(comm)), "token", h.token, "reason", reason)
+// logLost writes what was lost, a line for each lock.
+func (t *Table) logLost(session backends.Session, lost []lostLock) {
+	t.log.Error("session lost, and all locks with it", "session", session.ID(), "reason", session.Err())
+	for _, l := range lost {
+		t.log.Error("lock lost", "name", l.name, "mode", l.Mode.String(), "pid", l.pid,
+			"command", l.command, "token", l.token, "reason", session.Err())
+	}
 }
 
 // reopen opens a new session, however long it takes. nil: ctx ended.

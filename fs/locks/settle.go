@@ -17,11 +17,13 @@ func (t *Table) settle(n *name) <-chan struct{} {
 	if !t.valid() {
 		return nil
 	}
-	before := n.all()
-	n.core.settle()
-	for _, w := range before {
-		if w.decided() {
-			t.unlist(w)
+	if len(n.queue)+len(n.outside) > 0 {
+		before := n.all()
+		n.core.settle()
+		for _, w := range before {
+			if w.decided() {
+				t.unlist(w)
+			}
 		}
 	}
 	return t.trim(n)
@@ -39,7 +41,7 @@ func (t *Table) trim(n *name) <-chan struct{} {
 		}
 		return n.again
 	}
-	if len(n.list) == 0 {
+	if len(n.list) == 0 || n.sufficient(t.keeps(n)) {
 		return nil
 	}
 	changes := n.claims.trim(n.needs(), n.hintOn, t.keeps(n))

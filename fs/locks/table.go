@@ -84,6 +84,7 @@ type name struct {
 	habit
 	watcher Watcher   // the table's
 	told    []Holding // what it was told of this name
+	spare   []Holding // room for the next
 	// change is closed when the running Change has been carried out; nil when none runs.
 	change chan struct{}
 	// again: when the running Change is done, look what else there is to give back.

@@ -48,7 +48,7 @@ func (n *name) tell() {
 	if n.watcher == nil || len(n.held)+len(n.told) == 0 {
 		return
 	}
-	now := n.holdings()
+	now := n.holdings(n.spare[:0])
 	for _, before := range n.told {
 		if !slices.ContainsFunc(now, func(h Holding) bool { return h.Handle == before.Handle }) {
 			n.watcher.Frees(before.Handle)
@@ -59,12 +59,11 @@ func (n *name) tell() {
 			n.watcher.Holds(h)
 		}
 	}
-	n.told = now
+	n.told, n.spare = now, n.told
 }
 
 // holdings sums up what is held, by handle.
-func (n *name) holdings() []Holding {
-	var all []Holding
+func (n *name) holdings(all []Holding) []Holding {
 	for i := range n.held {
 		h := &n.held[i]
 		at := slices.IndexFunc(all, func(o Holding) bool { return o.Handle == h.handle })

@@ -187,7 +187,7 @@ func TestWatcherAtRandom(t *testing.T) {
 		want := map[uint64]Holding{}
 		table.mu.Lock()
 		for _, n := range table.names {
-			for _, h := range n.holdings() {
+			for _, h := range n.holdings(nil) {
 				want[h.Handle] = h
 			}
 		}
