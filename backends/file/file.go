@@ -29,6 +29,9 @@
 //   - A message is never dropped while its receiver lives: each line has a list of its own,
 //     so a slow or stopped receiver holds up nobody else.
 //
+// Should somebody remove the directory, each session notices within noticeTime, and is over; nobody who
+// had a session there makes it anew sooner. (Who comes new in that moment can't know of them.)
+//
 // The locks end at this machine (Local): directories on network file systems are refused.
 package file
 
@@ -42,6 +45,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
@@ -107,8 +111,11 @@ func (b *Backend) open() error {
 	return nil
 }
 
-// here returns the area that new sessions use. Where it was removed, which its
-// sessions have noticed or are about to, it is made anew.
+// noticeTime is how often a session looks, at least, whether its file is still there.
+const noticeTime = time.Second
+
+// here returns the area that new sessions use. Where it was removed it is made anew, but
+// only when all its sessions have noticed: until then their holders believe that they hold.
 func (b *Backend) here() (*area, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -118,6 +125,7 @@ func (b *Backend) here() (*area, error) {
 	if a := b.areas[len(b.areas)-1]; a.present() {
 		return a, nil
 	}
+	time.Sleep(noticeTime * 3 / 2)
 	if err := b.open(); err != nil {
 		return nil, err
 	}

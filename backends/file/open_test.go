@@ -116,6 +116,7 @@ func TestDirectoryRemoved(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "locks")
 		b := openBackend(t, dir)
 		s := openSession(t, b)
+		peer := openSession(t, openBackend(t, dir)) // of another node, which is asked for nothing
 		c := acquire(t, s, "x")
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
@@ -140,6 +141,9 @@ func TestDirectoryRemoved(t *testing.T) {
 		// The node goes on with a new session in a directory made anew.
 		again := openSession(t, b)
 		next := acquire(t, again, "x")
+		if peer.Valid() {
+			t.Error("locks are granted anew while a session of the old directory does not know that it is gone")
+		}
 		if next.Token <= c.Token {
 			t.Errorf("token %d after %d", next.Token, c.Token)
 		}

@@ -179,7 +179,7 @@ func (s *session) present() bool {
 // watch sees that the session's file stays: should somebody remove the directory, peers
 // would not know of this session any more.
 func (s *session) watch() {
-	interval := time.Second
+	interval := noticeTime
 	if s.ttl > 0 {
 		interval = min(interval, s.ttl/5)
 	}
