@@ -46,14 +46,19 @@ func (f *FileSystem) fillEntry(out *fuse.EntryOut, name string, info backends.In
 func (f *FileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	n, name, err := f.nodes.find(in.NodeId)
 	if err == nil {
-		err = f.getAttr(n, out)
+		err = f.getAttr(n, name, in, out)
 	}
 	return f.status("stat", name, err)
 }
 
 // getAttr never says ESTALE: the kernel asks for attributes in the course of an open too, which it
 // repeats once only. An inode that is gone has no links.
-func (f *FileSystem) getAttr(n *node, out *fuse.AttrOut) error {
+func (f *FileSystem) getAttr(n *node, name string, in *fuse.GetAttrIn, out *fuse.AttrOut) error {
+	if in.Flags()&fuse.FUSE_GETATTR_FH == 0 {
+		if done, err := f.lookAhead(n, name, in.Pid, out); done {
+			return err
+		}
+	}
 	info, err := f.onInode(n.ino, func() (backends.Info, error) {
 		return f.store.StatInode(f.life, n.ino)
 	}, func(c *file) (backends.Info, error) {
@@ -68,6 +73,26 @@ func (f *FileSystem) getAttr(n *node, out *fuse.AttrOut) error {
 	}
 	f.answer(n, info, out)
 	return nil
+}
+
+// lookAhead answers by what the name is now, and leaves it for the OPEN that may follow (looks.go). It is not done
+// where the name no longer leads to the node's inode.
+func (f *FileSystem) lookAhead(n *node, name string, thread uint32, out *fuse.AttrOut) (done bool, err error) {
+	if f.nodes.lastTold(n.id).Mode&syscall.S_IFMT != syscall.S_IFREG {
+		return false, nil
+	}
+	removals := f.nodes.looks.removals.Load()
+	info, err := f.store.Stat(f.life, name)
+	if err != nil || info.Ino != n.ino {
+		return !stale(n, info, err), err
+	}
+	if c := f.files.hold(n.ino); c != nil {
+		_ = c.seen(info, nil) // no error to pass on
+		f.files.release(c)
+	}
+	f.nodes.looks.leave(thread, n, info, removals)
+	f.answer(n, info, out)
+	return true, nil
 }
 
 func (f *FileSystem) answer(n *node, info backends.Info, out *fuse.AttrOut) {

@@ -33,6 +33,8 @@ type nodes struct {
 	byName map[string][]*node
 	// private are those that are, for rename; they are few and short-lived.
 	private map[uint64]*node
+
+	looks looks // see looks.go
 }
 
 func newNodes() *nodes {
@@ -152,6 +154,7 @@ func (t *nodes) unname(n *node) {
 // rename gives the nodes of one inode their new name. Handles keep the old
 // one, for it names their lock.
 func (t *nodes) rename(from, to string, ino uint64) {
+	t.looks.removals.Add(1)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, n := range t.private {

@@ -144,6 +144,7 @@ func (f *FileSystem) Unlink(_ <-chan struct{}, in *fuse.InHeader, component stri
 	name, err := f.nodes.child(in.NodeId, component)
 	if err == nil {
 		err = f.removing(name, func() error { return f.store.Remove(f.life, name, false) })
+		f.nodes.looks.removals.Add(1) // after it: who looked before is to look again
 	}
 	return f.status("unlink", name, err)
 }

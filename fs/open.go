@@ -30,7 +30,7 @@ func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *f
 	if err != nil {
 		return err
 	}
-	info, err := f.store.Stat(f.life, name)
+	info, err := f.whatIsOpened(n, name, in, told)
 	old := stale(n, info, err)
 	switch {
 	case told == nil && !n.private && (old || bare && in.Pid != 0):
@@ -50,13 +50,21 @@ func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *f
 	return nil
 }
 
+// whatIsOpened says what the name is now. Where nothing was waited for, the thread's GETATTR has just asked.
+func (f *FileSystem) whatIsOpened(n *node, name string, in *fuse.OpenIn, told *retry) (backends.Info, error) {
+	if info, ok := f.nodes.looks.take(in.Pid, n); ok && told == nil && !writes(in.Flags) {
+		return info, nil
+	}
+	return f.store.Stat(f.life, name)
+}
+
 // openLocked returns a handle that has what its open has to lock, but no file yet.
 func (f *FileSystem) openLocked(interrupt <-chan struct{}, told *retry, name string, in *fuse.OpenIn) (*handle, bool, error) {
 	if told != nil && told.handle != nil {
 		return told.handle, told.bare, nil
 	}
 	h := f.newHandle(name, in.Flags, in.Pid)
-	ctx, stop := f.asking(interrupt, !h.nonblock())
+	ctx, stop := newCaller(interrupt)
 	defer stop()
 	bare, err := f.lockOnOpen(ctx, h, !h.nonblock())
 	if err != nil {
@@ -100,7 +108,7 @@ func (f *FileSystem) lockOnOpen(ctx context.Context, h *handle, wait bool) (bare
 	}
 	err = f.table.Lock(ctx, r)
 	switch {
-	case errors.Is(err, backends.ErrYield):
+	case errors.Is(err, backends.ErrYield) && r.YieldTo != 0: // else it only says why the try failed
 		return true, nil
 	case err != nil && !wait:
 		return false, lockErrno(fmt.Errorf("open %q: %w", h.name, err))
@@ -150,7 +158,7 @@ func (f *FileSystem) ready(interrupt <-chan struct{}, h *handle, nonblock bool) 
 	if h.isBare() {
 		r := h.whole()
 		r.Wait = !nonblock
-		ctx, stop := f.asking(interrupt, r.Wait)
+		ctx, stop := newCaller(interrupt)
 		defer stop()
 		if err := f.table.Lock(ctx, r); err != nil {
 			return fmt.Errorf("lock %q for writing: %w", h.name, err)
