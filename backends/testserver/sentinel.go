@@ -117,8 +117,8 @@ func (s *RedisSentinel) Stop() {
 // Start starts again what Stop has stopped, as a master, until the Sentinels tell it what it is.
 func (s *RedisSentinel) Start() { s.down.Start() }
 
-// ready reports whether the replica is a copy of the master, and the Sentinels know it.
-func (s *RedisSentinel) ready() bool {
+// Ready reports whether the replica is a copy of the master, and up in the eyes of the Sentinels.
+func (s *RedisSentinel) Ready() bool {
 	master, replica := s.Master(), s.Replica()
 	_, port, _ := net.SplitHostPort(master.Addr())
 	info := replica.Command("INFO", "replication")
@@ -129,7 +129,7 @@ func (s *RedisSentinel) ready() bool {
 	}
 	for _, each := range s.sentinels {
 		reply := each.Command("SENTINEL", "REPLICAS", MasterName)
-		if field(reply, "flags") != "slave" || field(reply, "master-link-status") != "ok" || field(reply, "slave-repl-offset") == "0" {
+		if field(reply, "flags") != "slave" { // it is down, in the Sentinel's eyes
 			return false
 		}
 	}
@@ -140,7 +140,7 @@ func (s *RedisSentinel) ready() bool {
 // that was killed: the Sentinels take their time.
 func (s *RedisSentinel) AwaitReplica() {
 	s.t.Helper()
-	s.await(30*time.Second, "the replica is in sync", s.ready)
+	s.await(30*time.Second, "the replica is in sync", s.Ready)
 }
 
 // Rejoin makes the server that is not the master the replica of the one that is, as an administrator may do.

@@ -48,6 +48,17 @@ func newCluster(t testing.TB, kind string) *cluster {
 		s := testserver.Redis(t, "--appendonly", "yes", "--appendfsync", "always")
 		return &cluster{kind: kind, server: s, entry: redisEntry, left: func() ([]string, error) { return redisLeft(s.Addr()) }}
 	}
+	switch kind {
+	case onSentinel:
+		s := sentinel{testserver.Sentinel(t, "--appendonly", "yes", "--appendfsync", "always")}
+		return &cluster{kind: kind, server: s, entry: sentinelEntry, left: func() ([]string, error) { return redisLeft(s.Addr()) }}
+	case onSmallDisk:
+		s := newSmallDisk(t)
+		return &cluster{kind: kind, server: s, entry: redisEntry, left: func() ([]string, error) { return redisLeft(s.Addr()) }}
+	case onFile:
+		d := newDisk(t)
+		return &cluster{kind: kind, server: d, entry: d.entry, left: d.left}
+	}
 	c := &cluster{kind: kind, entry: zooKeeperEntry}
 	if kind == onEnsemble {
 		c.server = ensemble{testserver.Ensemble(t, 5)}
@@ -60,14 +71,22 @@ func newCluster(t testing.TB, kind string) *cluster {
 
 // addrs are the servers' addresses.
 func (c *cluster) addrs() []string {
-	if e, ok := c.server.(ensemble); ok {
-		return e.Addrs()
+	switch s := c.server.(type) {
+	case ensemble:
+		return s.Addrs()
+	case sentinel:
+		return s.addrs()
+	case disk:
+		return nil
 	}
 	return []string{c.server.Addr()}
 }
 
-// turned puts the servers' addresses in another order for each node, for a node begins with the first.
+// turned puts the addresses of an ensemble in another order for each node, for a node begins with the first.
 func (c *cluster) turned(addrs []string) []string {
+	if c.kind != onEnsemble {
+		return addrs
+	}
 	k := c.nodes % len(addrs)
 	c.nodes++
 	return append(slices.Clone(addrs[k:]), addrs[:k]...)

@@ -14,6 +14,8 @@
 //	cluster_test.go    servers and what is left in them; node_test.go, proxy_test.go: mounts, and their way to the server
 //	faults_test.go     what is broken, and how it is mended; run_test.go: when, and one run from its start to the report
 //	ensemble_test.go   what can break in an ensemble of ZooKeeper servers
+//	sentinel_test.go   what can break where Sentinels promote a replica
+//	disk_test.go       disks that are full, read-only, gone, under the file back end and under Redis
 //	history_test.go    from the records to grants
 //	check_test.go      what has to hold of grants; checker_test.go: that the checks find what does not
 //	crew_test.go       the workers of a run

@@ -18,6 +18,8 @@ type fault struct {
 	kind string
 	// only names the back ends that it is for, with spaces between; "": any.
 	only string
+	// remote: it is between the nodes and a server, or that server's end.
+	remote bool
 	// server: it is the back end's server that is broken, not a node.
 	server bool
 	// worker: it is a worker that is killed; nothing is to be mended.
@@ -36,18 +38,27 @@ var kinds = []fault{
 	{kind: "server process frozen 1 TTL", fatal: true, do: freeze(ttl)},
 	{kind: "server process frozen 2 TTL", fatal: true, do: freeze(2 * ttl)},
 	{kind: "mount killed", do: killMount},
-	{kind: "cut off, refused", do: cut(refuses, ttl/4, 2*ttl)},
-	{kind: "cut off, half open", do: cut(swallows, ttl/4, 2*ttl)},
-	{kind: "delayed by more than the lease", do: cut(holds, ttl*11/10, 2*ttl)},
-	{kind: "back end restarted", server: true, do: restart(false)},
+	{kind: "cut off, refused", remote: true, do: cut(refuses, ttl/4, 2*ttl)},
+	{kind: "cut off, half open", remote: true, do: cut(swallows, ttl/4, 2*ttl)},
+	{kind: "delayed by more than the lease", remote: true, do: cut(holds, ttl*11/10, 2*ttl)},
+	{kind: "back end restarted", remote: true, server: true, do: restart(false)},
 	{kind: "back end restarted empty", server: true, only: "redis", do: restart(true)},
 	{kind: "session expired", only: "zookeeper " + onEnsemble, do: expireSession},
 	{kind: "leader killed", server: true, only: onEnsemble, do: killLeader},
 	{kind: "minority cut off", server: true, only: onEnsemble, do: cutMinority},
+	{kind: "failed over by Sentinel, last writes lost", server: true, only: onSentinel, do: failOver(false)},
+	{kind: "failed over by Sentinel from a frozen master", server: true, only: onSentinel, do: failOver(true)},
+	{kind: "disk full", server: true, only: onFile + " " + onSmallDisk, do: fillDisk},
+	{kind: "disk read-only", server: true, only: onFile, do: readOnly},
+	{kind: "directory removed", server: true, only: onFile, do: removeDir},
+	{kind: "memory full", server: true, only: onSmallDisk, do: fillMemory},
 }
 
 // fits reports whether the fault is for a back end; where special is true, for it and not for any.
 func (f fault) fits(backend string, special bool) bool {
+	if f.remote && backend == onFile {
+		return false
+	}
 	return f.only == "" && !special || slices.Contains(strings.Fields(f.only), backend)
 }
 

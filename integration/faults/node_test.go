@@ -82,6 +82,9 @@ func newNode(t testing.TB, c *cluster, program, dir, name, onLost string) *node 
 	t.Helper()
 	n := &node{name: name, program: program, proxy: newProxy(t, c.addrs()...), dir: filepath.Join(dir, name), stormFile: filepath.Join(dir, name+".storm")}
 	n.config = filepath.Join(dir, name+".yml")
+	if c.kind == onSentinel {
+		n.proxy.translate(c.addrs())
+	}
 	text := fmt.Sprintf("cluster: %s\nnode: %s\nsession_ttl: %v\non_lost: %s\nbackends:\n  - %s\n", clusterName, name, ttl, onLost, c.entry(c.turned(n.proxy.addrs())))
 	var st unix.Stat_t
 	var err error

@@ -3,6 +3,7 @@ package faults
 import (
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ type proxy struct {
 	done      sync.WaitGroup
 
 	mu      sync.Mutex
+	names   []string // what servers say of where servers are, and in its place how to reach them; in turn
 	mode    network
 	changed chan struct{} // closed at the next change of mode
 	conns   map[*link]struct{}
@@ -64,6 +66,28 @@ func (p *proxy) addrs() []string {
 		all = append(all, l.Addr().String())
 	}
 	return all
+}
+
+// translate has the node hear of itself as the way to these servers, as behind a translation of network addresses. All
+// ports have the same number of digits.
+func (p *proxy) translate(servers []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, near := range p.addrs() {
+		_, real, _ := net.SplitHostPort(servers[i])
+		_, mine, _ := net.SplitHostPort(near)
+		p.names = append(p.names, "\r\n"+real+"\r\n", "\r\n"+mine+"\r\n") // as Redis sends them
+	}
+}
+
+// translated is what the node hears in place of what a server says.
+func (p *proxy) translated(text []byte) []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.names == nil {
+		return text
+	}
+	return []byte(strings.NewReplacer(p.names...).Replace(string(text)))
 }
 
 // using are the servers to which there are connections, each once.
@@ -195,7 +219,11 @@ func (p *proxy) pump(l *link, from, to net.Conn) {
 			p.mu.Unlock()
 		}
 		if n > 0 {
-			if _, err := to.Write(buf[:n]); err != nil {
+			text := buf[:n]
+			if from == l.halves[1] {
+				text = p.translated(text)
+			}
+			if _, err := to.Write(text); err != nil {
 				break
 			}
 		}
