@@ -84,11 +84,8 @@ func TestBench(t *testing.T) {
 		})
 	}
 	t.Run("names held", b.measureNames)
-	if t.Failed() {
-		return
-	}
 	t.Logf("\n%s", b.text(machine))
-	if whole {
+	if whole && !t.Failed() {
 		b.write(t, machine)
 	}
 }
@@ -206,7 +203,7 @@ func (b *bench) measureInTurn(t *testing.T, kind string) {
 	holder, waiters := newBenchClient(t, e.on(0, "x")), newBenchClient(t, "")
 	holder.ask("lock")
 	waiters.ask("wait", b.scale.inTurn, e.on(0, "x"))
-	settled(t, e, []*benchClient{waiters}, b.scale.inTurn)
+	settled(e, []*benchClient{waiters}, b.scale.inTurn)
 	waiters.ask("drain") // nobody stops on the way
 	began := holder.ask("unlock").Began
 	b.turns = append(b.turns, inTurn(kind, began, b.scale.inTurn, []*benchClient{waiters}))

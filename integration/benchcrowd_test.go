@@ -65,6 +65,7 @@ func (b *bench) crowd(t *testing.T, e *env, how string, processes, mounts int) {
 type waitFigure struct {
 	kind            string
 	waiters, mounts int
+	came            int // how many waited when patience ended; what follows is known only where that is all
 	idle            time.Duration
 	counted         bool          // there is a server that counts
 	requests        int           // besides those that come without waiters too
@@ -106,9 +107,15 @@ func (b *bench) wait(t *testing.T, e *env, meter meter, waiters int) waitFigure 
 		// The holder's own mount comes last, so that the one who is next is on another.
 		c := newBenchClient(t, "")
 		c.ask("wait", waiters/waitMounts, e.on((i+1)%waitMounts, name))
+		within(t, benchPatience, "the first of them waits", func() bool { return c.waitingThreads() > 0 })
 		all = append(all, c)
 	}
-	settled(t, e, all, waiters)
+	if f.came = settled(e, all, waiters); f.came < waiters {
+		for _, c := range append(all, holder) {
+			c.end()
+		}
+		return f
+	}
 	f.requests, f.processor = idle(e, meter, b.scale.idle)
 
 	messages := meter.messages()
@@ -149,22 +156,24 @@ func idle(e *env, meter meter, span time.Duration) (requests int, processor floa
 	return requests + meter.requests(), processor
 }
 
-// settled returns when so many threads wait in the kernel, and the nodes have done with it.
-func settled(t testing.TB, e *env, clients []*benchClient, waiters int) {
-	t.Helper()
-	within(t, benchPatience, "all wait", func() bool {
-		time.Sleep(20 * time.Millisecond) // looking costs, too
-		n := 0
+// comePatience is how long there is patience with waiters who are to come to the wait.
+const comePatience = 45 * time.Second
+
+// settled returns when so many threads wait in the kernel, and the nodes have done with it; it returns how many do.
+func settled(e *env, clients []*benchClient, waiters int) (waiting int) {
+	for until := monotonic() + comePatience; waiting < waiters && monotonic() < until; {
+		time.Sleep(50 * time.Millisecond) // to look costs, too
+		waiting = 0
 		for _, c := range clients {
-			n += c.waitingThreads()
-		}
-		return n >= waiters
-	})
-	// What follows is an attempt: daemons that are never quiet are a finding, which idle shows.
-	const look = 300 * time.Millisecond
-	for range 60 {
-		if _, processor := idle(e, noMeter{}, look); processor < 0.05 {
-			return
+			waiting += c.waitingThreads()
 		}
 	}
+	// What follows is an attempt: daemons that are never quiet are a finding, which idle shows.
+	const look = 300 * time.Millisecond
+	for until := monotonic() + comePatience/3; monotonic() < until; {
+		if _, processor := idle(e, noMeter{}, look); processor < 0.05 {
+			break
+		}
+	}
+	return waiting
 }

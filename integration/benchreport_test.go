@@ -105,6 +105,9 @@ func (b *bench) redisBounds() []bound {
 
 func (f waitFigure) bounds() []bound {
 	who := fmt.Sprintf("%s waiters over %d mounts, idle for %v: ", report.Thousands(float64(f.waiters)), f.mounts, f.idle)
+	if f.came < f.waiters {
+		return []bound{{who, f.kind, "all wait", fmt.Sprint(f.came), false}}
+	}
 	rows := []bound{{who + "busiest daemon", f.kind, "< 1 % of a core", percent(f.processor), f.processor < 0.01}}
 	if f.counted {
 		// A heartbeat more or less falls into the time, from each mount.
@@ -174,6 +177,10 @@ func (f crowdFigure) fairness() string {
 func (b *bench) waitTable() string {
 	table := report.NewTable("waiters", "mounts", "on", "requests besides heartbeats", "busiest daemon", "release: until the next has it", "who has it then", "messages", "then all in turn")
 	for _, f := range b.waits {
+		if f.came < f.waiters {
+			table.Add(report.Thousands(float64(f.waiters)), f.mounts, titles[f.kind], fmt.Sprintf("only %d waited after %v", f.came, comePatience))
+			continue
+		}
 		asked, messages := "no server", "not counted"
 		if f.counted {
 			asked, messages = fmt.Sprint(f.requests), fmt.Sprint(f.messages)
