@@ -140,7 +140,7 @@ func (f *FileSystem) createOrFind(c creation) (info backends.Info, created bool,
 // lockBriefly waits for the lock of an open while the kernel keeps the
 // directory locked, until the time is up (EAGAIN), the caller is interrupted, or unless says why not.
 func (f *FileSystem) lockBriefly(interrupt <-chan struct{}, h *handle, unless func() error) (bare bool, err error) {
-	caller, stop := f.asking(interrupt, true)
+	caller, stop := newCaller(interrupt)
 	defer stop()
 	ctx, cancel := context.WithTimeout(caller, createWait)
 	defer cancel()

@@ -6,19 +6,24 @@ import (
 	"time"
 )
 
-// interruptGrace is how long a wait goes on after a signal. An open that is
-// about to succeed should succeed: programs expect EINTR from an open that has to wait, not
-// from one that a SIGCHLD happened to meet.
-const interruptGrace = 10 * time.Millisecond
+const (
+	// interruptGrace is how long a wait goes on after a signal was seen. An open that is
+	// about to succeed should succeed: programs expect EINTR from an open that has to wait, not
+	// from one that a SIGCHLD happened to meet.
+	interruptGrace = 5 * time.Millisecond
+	// unwatched is how long a wait goes on before anybody looks for signals: most locks are had by then.
+	unwatched = 5 * time.Millisecond
+)
 
 // caller is the context of one request's wait for a lock: it ends a moment
-// after the kernel interrupted the request. It costs a goroutine only once somebody
-// asks for Done, that is, when there is something to wait for.
+// after the kernel interrupted the request. It costs a goroutine only where
+// that takes a while.
 type caller struct {
 	interrupt <-chan struct{} // go-fuse uses it again for later requests
 	over      chan struct{}   // closed by stop
 	done      chan struct{}
 	watch     sync.Once
+	timer     *time.Timer
 }
 
 var _ context.Context = (*caller)(nil)
@@ -26,15 +31,23 @@ var _ context.Context = (*caller)(nil)
 // newCaller returns the context; stop must be called when the request is answered.
 func newCaller(interrupt <-chan struct{}) (ctx *caller, stop func()) {
 	c := &caller{interrupt: interrupt, over: make(chan struct{}), done: make(chan struct{})}
-	return c, func() { close(c.over) }
+	return c, c.stop
 }
 
 func (c *caller) Deadline() (time.Time, bool) { return time.Time{}, false }
 func (c *caller) Value(any) any               { return nil }
 
 func (c *caller) Done() <-chan struct{} {
-	c.watch.Do(func() { go c.wait() })
+	c.watch.Do(func() { c.timer = time.AfterFunc(unwatched, c.wait) })
 	return c.done
+}
+
+// stop is for the goroutine that asked for Done, or when nobody has.
+func (c *caller) stop() {
+	close(c.over)
+	if c.timer != nil && c.timer.Stop() {
+		close(c.done)
+	}
 }
 
 func (c *caller) Err() error {
@@ -59,13 +72,4 @@ func (c *caller) wait() {
 	case <-c.over:
 	case <-grace.C:
 	}
-}
-
-// asking returns the context of a lock call. One that is not to wait runs to
-// its end, like any request that the back end's time-out bounds.
-func (f *FileSystem) asking(interrupt <-chan struct{}, wait bool) (ctx context.Context, stop func()) {
-	if !wait {
-		return f.life, func() {}
-	}
-	return newCaller(interrupt)
 }

@@ -31,7 +31,7 @@ func (f *FileSystem) setLock(interrupt <-chan struct{}, in *fuse.LkIn, wait bool
 	r, err := h.request(in)
 	if err == nil {
 		r.Wait = wait
-		ctx, stop := f.asking(interrupt, wait)
+		ctx, stop := newCaller(interrupt)
 		defer stop()
 		err = f.explicit(ctx, h, r, in)
 	}

@@ -169,7 +169,7 @@ func TestInterruptEndsAWaitAfterAMoment(t *testing.T) {
 			t.Error("ended at once")
 		}
 		<-done
-		if waited := time.Since(start); waited != interruptGrace || ctx.Err() != context.Canceled {
+		if waited := time.Since(start); waited != unwatched+interruptGrace || ctx.Err() != context.Canceled {
 			t.Errorf("ended after %v: %v", waited, ctx.Err())
 		}
 		stop()
@@ -177,7 +177,7 @@ func TestInterruptEndsAWaitAfterAMoment(t *testing.T) {
 		ctx, stop = newCaller(make(chan struct{}))
 		done = ctx.Done()
 		stop()
-		<-done // the goroutine ends with the request
+		<-done // it ends with the request
 		_, stop = newCaller(make(chan struct{}))
 		stop()
 	})

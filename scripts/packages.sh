@@ -6,7 +6,7 @@ set -euo pipefail
 
 # gcc and libc6-dev: Go's race detector needs them.
 packages=(gcc libc6-dev fuse3 redis-server zookeeper attr stress-ng python3-filelock python3-fasteners
-	python3-portalocker procmail liblockfile-bin daemontools iproute2 perl)
+	python3-portalocker procmail liblockfile-bin lockfile-progs libfile-nfslock-perl daemontools iproute2 perl)
 
 fail() { echo "packages: $*" >&2; exit 1; }
 

@@ -155,7 +155,7 @@ func (t *Table) acquire(a *ask, s backends.Session) (backends.Claim, error) {
 	case errors.Is(err, backends.ErrYield) && a.request.YieldTo != 0:
 		return s.Acquire(ctx, a.name, a.request) // it may be one that this open yields to
 	case errors.Is(err, backends.ErrYield):
-		return claim, fmt.Errorf("%w: %w", backends.ErrWouldBlock, err)
+		return claim, fmt.Errorf("%w (%v)", backends.ErrWouldBlock, err)
 	case err != nil && ctx.Err() != nil && a.ctx.Err() == nil:
 		return claim, fmt.Errorf("no answer within %v: %w: %w", t.options.UnavailableAfter, backends.ErrUnavailable, err)
 	}

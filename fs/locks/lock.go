@@ -222,6 +222,9 @@ func (t *Table) waitsForItself(w *waiter) error {
 // drop takes an undecided waiter out and gives back what was had for it.
 func (t *Table) drop(n *name, w *waiter) {
 	n.remove(w)
+	if w.ask != nil {
+		n.othersAsk() // it may have waited for another node
+	}
 	t.unlist(w)
 	t.settle(n)
 	t.forget(n)
