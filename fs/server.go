@@ -91,6 +91,9 @@ func ServerOptions(o Options) *fuse.MountOptions {
 // On an error nothing is left mounted and no session open.
 func Mount(ctx context.Context, o Options) (*Server, error) {
 	point, err := filepath.Abs(o.Mountpoint)
+	if err == nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("mount point %q: %w", o.Mountpoint, err)
 	}
