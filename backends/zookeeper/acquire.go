@@ -124,7 +124,7 @@ func (g *group) remove(name string) error {
 // enter puts a request into the line.
 func (g *group) enter(o *own) {
 	var err error
-	if o.kind == tries {
+	if o.kind == tries || o.yieldTo == backends.ByOpen {
 		err = g.peek(o)
 	}
 	if err == nil && !g.givenUp(o) {
@@ -154,8 +154,8 @@ func (g *group) givenUp(o *own) bool {
 	return o.gaveUp
 }
 
-// peek looks whether a request that is not to wait can be granted, so that a
-// program that tries again and again writes nothing. What says no is asked for twice, the second time
+// peek looks whether a request that is not to wait, or for nothing but to be told whether claims are in use that
+// nodes keep, has a chance, so that a program that tries again and again writes nothing. What says no is asked for twice, the second time
 // after a sync: a server that lags must not refuse what an unlock elsewhere has freed.
 func (g *group) peek(o *own) error {
 	for _, synced := range []bool{false, true} {
@@ -200,30 +200,25 @@ func (g *group) refusal(kids []string, o *own) error {
 	return l.refusal(len(l.nodes) - 1)
 }
 
-// refusal says why entry i, which is not to wait, is refused; nil where it is granted,
-// or where all that is in its way is about to be taken back.
+// refusal says why entry i is refused; nil where it is granted, or may yet be: because all that is in the way of one
+// that is not to wait is about to be taken back, or because one that is to wait need not yield.
 func (l *line) refusal(i int) error {
-	if l.deadlock(i) {
-		return deadlockError(tries)
-	}
-	if l.state[i].Granted {
+	k := l.nodes[i].kind
+	switch {
+	case l.deadlock(i) && k == tries:
+		return backends.ErrWouldBlock // who does not wait does not deadlock
+	case l.deadlock(i):
+		return backends.ErrDeadlock
+	case l.state[i].Granted:
 		return nil
-	}
-	if l.state.Yields(i) {
+	case l.state.Yields(i):
 		return backends.ErrYield
-	}
-	if _, solid := l.inTheWay(i); solid {
-		return backends.ErrWouldBlock
+	case k == tries:
+		if _, solid := l.inTheWay(i); solid {
+			return backends.ErrWouldBlock
+		}
 	}
 	return nil
-}
-
-// deadlockError: who does not wait does not deadlock either.
-func deadlockError(k kind) error {
-	if k == tries {
-		return backends.ErrWouldBlock
-	}
-	return backends.ErrDeadlock
 }
 
 // create creates the request's znode, and its lock's directory where there is none.

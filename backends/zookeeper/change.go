@@ -119,7 +119,7 @@ func (g *group) change(swaps []swap) error {
 	}
 }
 
-// transact is one attempt. It notes the names of what it has created.
+// transact is one attempt. It notes the names of what it has created. Who may yield to it is told by it.
 func (g *group) transact(conn *zk.Conn, swaps []swap) error {
 	markers := g.markers(swaps)
 	if len(swaps) == 1 && len(swaps[0].to) == 0 && len(markers) == 0 {
@@ -135,6 +135,9 @@ func (g *group) transact(conn *zk.Conn, swaps []swap) error {
 	}
 	for _, sw := range swaps {
 		ops = append(ops, &zk.DeleteRequest{Path: g.dir + "/" + sw.old.name, Version: -1})
+	}
+	if slices.ContainsFunc(made, func(o *own) bool { return o.shout }) {
+		ops = append(ops, &zk.SetDataRequest{Path: g.dir, Version: -1}) // as callOut does
 	}
 	done, err := conn.Multi(append(ops, markers...)...)
 	if err != nil {

@@ -53,7 +53,7 @@ type own struct {
 	told  bool           // an event or Contended has said that it is wanted
 	// marked: it has a marker, or may have.
 	marked bool
-	shout  bool // others may wait for its hint, see callOut
+	shout  bool // others may yield to its hint, which is greater than before
 }
 
 type result struct {

@@ -153,7 +153,7 @@ func (g *group) decide(v *view, o *own) (acts []func()) {
 	o.asked = true
 	switch {
 	case first && v.deadlock(i):
-		g.leave(o, deadlockError(o.kind))
+		g.leave(o, v.refusal(i))
 		return nil
 	case v.state[i].Granted && v.firm[i]:
 		return g.grant(v, o, i)
@@ -245,16 +245,12 @@ func (g *group) granted(v *view, o *own, i int, token uint64) (acts []func()) {
 }
 
 // watchClaim tells the node when one of its claims is wanted; s.mu is held.
-func (g *group) watchClaim(v *view, o *own, i int) (acts []func()) {
+func (g *group) watchClaim(v *view, o *own, i int) []func() {
 	if !o.told && v.wanted(i) {
 		o.told = true
 		g.s.push(backends.Event{Name: g.name, Seq: uint64(v.stat.Pzxid)})
 	}
-	if o.shout && v.hintMatters(i) {
-		acts = append(acts, func() { g.callOut(v) })
-	}
-	o.shout = false
-	return acts
+	return nil
 }
 
 // wait sees to it that a request that has to wait learns when it has to no more: it
@@ -343,8 +339,8 @@ func (g *group) listen(v *view) []func() {
 	return []func(){func() { g.watchCalls(v) }}
 }
 
-// callOut tells all sessions that watch the lock's directory to look at the line: that a claim has come about or
-// changed for which some yield, or that somebody waits for what readers have.
+// callOut tells all sessions that watch the lock's directory to look at the line: that a claim has come about
+// for which some yield (Change says so itself), or that somebody waits for what readers have.
 func (g *group) callOut(v *view) {
 	err := g.s.insist(func(c *zk.Conn) error {
 		stat, err := c.Set(g.dir, nil, -1)

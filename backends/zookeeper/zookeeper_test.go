@@ -89,6 +89,7 @@ func TestWithServer(t *testing.T) {
 		})
 	})
 	t.Run("Wakes", func(t *testing.T) { testWakes(t, r) })
+	t.Run("Tries", func(t *testing.T) { testTries(t, r) })
 }
 
 // testWakes: who waits costs the server nothing, and a release is one request, and
@@ -142,6 +143,92 @@ func testWakes(t *testing.T, r *rig) {
 	t.Logf("%d releases to %d waiters: %d packets", waiters, waiters, packets)
 	if limit := 2*waiters + 8; packets > limit { // some heartbeats may fall in between
 		t.Errorf("%d packets, want at most %d", packets, limit)
+	}
+}
+
+// testTries: who tries again and again writes nothing, and it costs a node one transaction to give up what it
+// kept idle, or to say that it is in use.
+func testTries(t *testing.T, r *rig) {
+	const name = "tried"
+	cluster := r.newCluster()
+	b := r.open(t, cluster, r.Addr())
+	holder, other := newSession(t, b, time.Minute), newSession(t, b, time.Minute)
+	look := func() *zk.Stat {
+		t.Helper()
+		_, stat, err := r.conn.Exists(b.lockDir(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stat
+	}
+	try := backends.Request{Lock: writing, Hint: backends.ByCall, Wait: true, YieldTo: backends.ByOpen}
+	c, err := holder.Acquire(t.Context(), name, backends.Request{Lock: writing, Hint: backends.ByCall})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := look()
+	for range 100 {
+		if _, err := other.Acquire(t.Context(), name, try); !errors.Is(err, backends.ErrYield) {
+			t.Fatalf("a try: %v, want ErrYield", err)
+		}
+	}
+	if after := look(); *after != *before {
+		t.Errorf("100 refused tries changed the line from %+v to %+v", before, after)
+	}
+	ask := func() <-chan error {
+		queued, done := make(chan struct{}), make(chan error, 1)
+		try.Queued = func() { close(queued) }
+		go func() {
+			c, err := other.Acquire(t.Context(), name, try)
+			if err == nil {
+				_, err = other.Change(t.Context(), name, []backends.Change{{ID: c.ID}})
+			}
+			done <- err
+		}()
+		<-queued
+		return done
+	}
+	change := func(to ...backends.Keep) {
+		t.Helper()
+		now, err := holder.Change(t.Context(), name, []backends.Change{{ID: c.ID, To: to}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(now) > 0 {
+			c = now[0]
+		}
+	}
+	for range 2 {
+		change(backends.Keep{Lock: writing, Hint: backends.Kept})
+		answer := ask()
+		before = look()
+		change(backends.Keep{Lock: writing, Hint: backends.ByCall})
+		if err := <-answer; !errors.Is(err, backends.ErrYield) {
+			t.Errorf("a try of what is in use after all: %v, want ErrYield", err)
+		}
+		kids, _, err := r.conn.Children(b.lockDir(name))
+		if err != nil || len(kids) != 1 {
+			t.Fatalf("the line is %v, %v; want the claim alone", kids, err)
+		}
+		_, claim, err := r.conn.Exists(b.lockDir(name) + "/" + kids[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The claim's new znode, the old one's end and the call to the one who tries are one transaction; then that one goes.
+		after := look()
+		if after.Mzxid != claim.Czxid || after.Version != before.Version+1 || after.Cversion != before.Cversion+3 {
+			t.Errorf("to say that a claim is in use changed the line from %+v to %+v, the claim is %+v", before, after, claim)
+		}
+	}
+	change(backends.Keep{Lock: writing, Hint: backends.Kept})
+	answer := ask()
+	before = look()
+	change()
+	if err := <-answer; err != nil {
+		t.Errorf("a try of what was kept idle: %v", err)
+	}
+	if after := look(); after.Version != before.Version || after.Cversion != before.Cversion+2 {
+		t.Errorf("to give up a claim, and the other one its own, changed the line from %+v to %+v", before, after)
 	}
 }
 
