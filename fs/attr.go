@@ -81,6 +81,10 @@ func (f *FileSystem) lookAhead(n *node, name string, thread uint32, out *fuse.At
 	if f.nodes.lastTold(n.id).Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return false, nil
 	}
+	if info, ok := f.nodes.looks.take(thread, n, true); ok {
+		f.answer(n, info, out)
+		return true, nil
+	}
 	removals := f.nodes.looks.removals.Load()
 	info, err := f.store.Stat(f.life, name)
 	if err != nil || info.Ino != n.ino {

@@ -14,6 +14,8 @@ import (
 // program's own open(2), as it would be were the file system faster.
 //
 // An open that locks doesn't use it: what it has waited for may have changed the name.
+//
+// A CREATE is followed by GETATTR too; that one gets what CREATE has just made, and leaves nothing for an OPEN.
 
 // look is what the store said of a node's name.
 type look struct {
@@ -22,6 +24,7 @@ type look struct {
 	info     backends.Info
 	at       time.Time
 	removals uint64
+	created  bool // left by CREATE, for GETATTR only
 }
 
 // lookFor bounds how old a look may be. OPEN follows at once, except on a machine that is overloaded.
@@ -42,17 +45,24 @@ func (l *looks) place(thread uint32) *atomic.Pointer[look] {
 // leave is called with the number of removals before the store was asked.
 func (l *looks) leave(thread uint32, n *node, info backends.Info, removals uint64) {
 	if thread != 0 { // 0: in another pid namespace, and many are
-		l.place(thread).Store(&look{thread, n, info, time.Now(), removals})
+		l.place(thread).Store(&look{thread: thread, node: n, info: info, at: time.Now(), removals: removals})
 	}
 }
 
-// take returns the thread's look at the node, if that was the last thing that it did here.
-func (l *looks) take(thread uint32, n *node) (info backends.Info, ok bool) {
+// leaveCreated is called when the thread has made the file.
+func (l *looks) leaveCreated(thread uint32, n *node, info backends.Info) {
+	if thread != 0 {
+		l.place(thread).Store(&look{thread: thread, node: n, info: info, at: time.Now(), removals: l.removals.Load(), created: true})
+	}
+}
+
+// take returns the thread's look at the node, if that was the last thing that it did here; created says of which kind.
+func (l *looks) take(thread uint32, n *node, created bool) (info backends.Info, ok bool) {
 	if thread == 0 {
 		return info, false
 	}
 	last := l.place(thread).Swap(nil)
-	if last == nil || last.thread != thread || last.node != n || time.Since(last.at) > lookFor || last.removals != l.removals.Load() {
+	if last == nil || last.thread != thread || last.node != n || last.created != created || time.Since(last.at) > lookFor || last.removals != l.removals.Load() {
 		return info, false
 	}
 	return last.info, true

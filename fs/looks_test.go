@@ -120,13 +120,37 @@ func TestOpenAsksOnce(t *testing.T) {
 			t.Errorf("%s asks the store %d times, not %d", c.what, n, c.want)
 		}
 		if c.thread != 7 {
-			k.f.nodes.looks.take(7, nil) // what thread 7 left
+			k.f.nodes.looks.take(7, nil, false) // what thread 7 left
 		}
 	}
 	// Without a GETATTR of its own an open asks by itself: what was found is used once only.
 	before := store.n.Load()
 	if status := k.open(node, syscall.O_RDONLY); status != fuse.OK || store.n.Load() != before+1 {
 		t.Errorf("an open without GETATTR: %v, asks %d times", status, store.n.Load()-before)
+	}
+}
+
+// A file that is made is known: the GETATTR that follows asks nobody. The next open does.
+func TestCreateAsksOnce(t *testing.T) {
+	f, store := bareFileSystem(t)
+	k := kernel{t, f, 7}
+	var out fuse.CreateOut
+	in := &fuse.CreateIn{InHeader: k.header(fuse.FUSE_ROOT_ID), Flags: syscall.O_RDONLY | syscall.O_CREAT, Mode: 0o600}
+	if status := f.Create(nil, in, "x", &out); status != fuse.OK {
+		t.Fatalf("create: %v", status)
+	}
+	t.Cleanup(func() { f.Release(nil, &fuse.ReleaseIn{InHeader: k.header(out.NodeId), Fh: out.Fh}) })
+	before := store.n.Load()
+	if status := k.getattr(out.NodeId); status != fuse.OK || store.n.Load() != before {
+		t.Errorf("the GETATTR that follows: %v, asks %d times, not at all", status, store.n.Load()-before)
+	}
+	before = store.n.Load()
+	if status := k.open(out.NodeId, syscall.O_RDONLY); status != fuse.OK || store.n.Load() != before+1 {
+		t.Errorf("an open after that: %v, asks %d times, not once", status, store.n.Load()-before)
+	}
+	must(t, store.Remove(t.Context(), "x", false))
+	if status := k.open(out.NodeId, syscall.O_RDONLY); status != fuse.Status(syscall.ESTALE) {
+		t.Errorf("an open of what another node removed: %v", status)
 	}
 }
 
@@ -177,7 +201,7 @@ func TestLooks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l looks
 		a, b := &node{id: 2}, &node{id: 3}
-		found := func(thread uint32, n *node) bool { _, ok := l.take(thread, n); return ok }
+		found := func(thread uint32, n *node) bool { _, ok := l.take(thread, n, false); return ok }
 		l.leave(5, a, backends.Info{}, 0)
 		if !found(5, a) || found(5, a) {
 			t.Error("not taken once")
