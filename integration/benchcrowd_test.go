@@ -92,7 +92,11 @@ func (b *bench) measureWaiters(t *testing.T, kind string) {
 		f.requests -= alone
 		b.waits = append(b.waits, f)
 		if f.turns.served < waiters {
-			return // and more of them would take longer
+			// More of them would take longer, and so may the nodes' goodbye.
+			for _, n := range e.nodes {
+				n.kill()
+			}
+			return
 		}
 	}
 }
@@ -111,9 +115,6 @@ func (b *bench) wait(t *testing.T, e *env, meter meter, waiters int) waitFigure 
 		all = append(all, c)
 	}
 	if f.came = settled(e, all, waiters); f.came < waiters {
-		for _, c := range append(all, holder) {
-			c.end()
-		}
 		return f
 	}
 	f.requests, f.processor = idle(e, meter, b.scale.idle)
@@ -136,10 +137,6 @@ func (b *bench) wait(t *testing.T, e *env, meter meter, waiters int) waitFigure 
 		c.ask("drain")
 	}
 	f.turns = inTurn(e.kind, began, waiters, all)
-	for _, c := range all {
-		c.end()
-	}
-	holder.end()
 	return f
 }
 
