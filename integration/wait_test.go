@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lockfs/backends/testserver"
 )
 
 // patience is how long to wait for what must come. Only a failure takes that long.
@@ -26,10 +28,8 @@ func eventually(t testing.TB, what string, ok func() bool) {
 
 func within(t testing.TB, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(limit); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", limit, what)
-		}
+	if !testserver.Until(limit, ok) {
+		t.Fatalf("not within %v: %s", limit, what)
 	}
 }
 

@@ -12,10 +12,8 @@ func TestEnsemble(t *testing.T) {
 	e := Ensemble(t, 5)
 	waitFor := func(what string, ok func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(60 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("waited in vain for %s; leader %d", what, e.Leader())
-			}
+		if !Until(60*time.Second, ok) {
+			t.Fatalf("waited in vain for %s; leader %d", what, e.Leader())
 		}
 	}
 	first := e.Leader()

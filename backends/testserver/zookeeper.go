@@ -125,19 +125,25 @@ func (s *ZooKeeperServer) dataDir() string { return filepath.Join(s.dir, "data")
 
 // await waits until the server serves.
 func (s *ZooKeeperServer) await() error {
-	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); {
+	ended := false
+	served := Until(60*time.Second, func() bool {
 		select {
 		case <-s.done:
-			s.cmd = nil
-			return fmt.Errorf("ZooKeeper at %s ended at once:\n%s", s.Addr(), s.log.String())
-		case <-time.After(20 * time.Millisecond):
+			ended = true
+			return true
+		default:
+			return strings.Contains(s.Command("srvr"), "Mode: ")
 		}
-		if strings.Contains(s.Command("srvr"), "Mode: ") {
-			return nil
-		}
+	})
+	switch {
+	case ended:
+		s.cmd = nil
+		return fmt.Errorf("ZooKeeper at %s ended at once:\n%s", s.Addr(), s.log.String())
+	case !served:
+		s.Stop()
+		return fmt.Errorf("ZooKeeper at %s does not serve within a minute:\n%s", s.Addr(), s.log.String())
 	}
-	s.Stop()
-	return fmt.Errorf("ZooKeeper at %s does not serve within a minute:\n%s", s.Addr(), s.log.String())
+	return nil
 }
 
 // Command sends one of the server's four-letter commands ("mntr") and returns the

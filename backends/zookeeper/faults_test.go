@@ -126,10 +126,8 @@ func lockOnce(t *testing.T, s *session, name string, inside, grants *atomic.Int6
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
-		}
+	if !testserver.Until(20*time.Second, ok) {
+		t.Fatalf("waited in vain for %s", what)
 	}
 }
 

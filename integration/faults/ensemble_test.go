@@ -67,12 +67,8 @@ func expireSession(r *run, n *node, rng *rand.Rand) bool {
 		there, _, err := c.Exists(path)
 		return there || err != nil
 	}
-	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if !slices.ContainsFunc(sessions, lives) {
-			return true
-		}
-	}
-	return false // a server that is down expires nothing
+	// A server that is down expires nothing.
+	return testserver.Until(15*time.Second, func() bool { return !slices.ContainsFunc(sessions, lives) })
 }
 
 // sessionsOf are the znodes of a node's session, and of those before it that live yet; none where the server does not answer.
