@@ -1,6 +1,8 @@
 package zookeeper
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,4 +61,53 @@ func TestStaleLeader(t *testing.T) {
 		t.Error("the old leader has noticed, so this shows nothing")
 	}
 	e.Heal()
+}
+
+// TestSessionMoves: sessions, claims, waits and contents outlive the leader and the server that they are connected to.
+func TestSessionMoves(t *testing.T) {
+	e := testserver.Ensemble(t, 5)
+	b, err := Open(t.Context(), config.ZooKeeper{Hosts: e.Addrs(), Timeout: 20 * time.Second}, "c", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = b.Close() }()
+	holder, waiter := newSession(t, b, 60*time.Second), newSession(t, b, 60*time.Second)
+	c, err := holder.Acquire(t.Context(), "x", backends.Request{Lock: writing})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round, victim := range []func() int{e.Leader, func() int { return slices.Index(e.Addrs(), holder.link.conn.Server()) }} {
+		type result struct {
+			c   backends.Claim
+			err error
+		}
+		queued, got := make(chan struct{}), make(chan result, 1)
+		go func() {
+			c, err := waiter.Acquire(t.Context(), "x", backends.Request{Lock: writing, Wait: true, Queued: func() { close(queued) }})
+			got <- result{c, err}
+		}()
+		<-queued
+		down := victim()
+		e.Server(down).Stop()
+		if _, err := b.Create(t.Context(), fmt.Sprint("kept", round), backends.Info{Mode: regular | 0o644}); err != nil {
+			t.Errorf("without server %d: %v", down, err)
+		}
+		if _, err := holder.Change(t.Context(), "x", []backends.Change{{ID: c.ID}}); err != nil {
+			t.Fatalf("without server %d: %v", down, err)
+		}
+		select {
+		case r := <-got:
+			if r.err != nil || r.c.Token <= c.Token {
+				t.Errorf("without server %d: %+v after token %d", down, r, c.Token)
+			}
+			c = r.c
+		case <-time.After(30 * time.Second):
+			t.Fatalf("without server %d the waiter was forgotten", down)
+		}
+		if !holder.Valid() || !waiter.Valid() {
+			t.Fatalf("without server %d a session was lost: %v, %v", down, holder.Err(), waiter.Err())
+		}
+		e.Server(down).Start()
+		holder, waiter = waiter, holder
+	}
 }

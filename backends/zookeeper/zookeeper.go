@@ -19,6 +19,10 @@
 // first. So before such a grant is returned, its znode is replaced by one that says that it is granted
 // (group.moveUp). So are claims that Change shrinks, in one transaction.
 //
+// So an old line does for a grant: a server that lags, or a leader that has been deposed and does not know it yet, shows
+// who was there before. What it can't do for is a refusal; that is asked for again after a sync, which leaves the deposed
+// leader alone: until it notices, a node that is connected to it may be told that a lock is held which has just come free.
+//
 // # Tokens
 //
 // A claim's token is the zxid of a transaction: its znode's creation, or a
