@@ -219,6 +219,21 @@ func testDelays(t *testing.T, r *rig) {
 	}
 }
 
+// testLag: answers that take longer than it is from one renewal to the next renew the lease all the same.
+func testLag(t *testing.T, r *rig) {
+	const ttl = 4 * time.Second
+	p := newProxy(t, r.Addr())
+	s := newSession(t, r.open(t, r.newCluster(), p.addr()), ttl)
+	lag := s.lease.Interval() * 3 / 2
+	p.lag.Store(int64(lag))
+	for until := time.Now().Add(3 * ttl / 2); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+		if !s.Valid() {
+			t.Fatalf("with answers that take %v the session was lost: %v", lag, s.Err())
+		}
+	}
+	p.lag.Store(0)
+}
+
 // testUnavailable: with the server out of reach, requests that do not wait fail in time.
 func testUnavailable(t *testing.T, r *rig) {
 	p := newProxy(t, r.Addr())

@@ -126,7 +126,11 @@ func (s *session) keep(node string) {
 	})
 	renew := func(ctx context.Context) error {
 		err := s.link.call(ctx, func() error {
+			sent := lease.Now()
 			_, err := s.link.conn.Set(s.b.sessionNode(s.id), []byte(node), -1)
+			if err == nil {
+				s.lease.Renewed(sent) // it counts also where nobody waits for it any more: a disk may be slow
+			}
 			return err
 		})
 		if errors.Is(err, zk.ErrSessionExpired) || errors.Is(err, zk.ErrNoNode) {

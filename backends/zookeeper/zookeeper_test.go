@@ -238,7 +238,7 @@ func TestFaults(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, *rig)
-	}{{"cuts", testCuts}, {"restart", testRestart}, {"delays", testDelays}, {"reconnects", testReconnects}, {"unavailable", testUnavailable}, {"auth", testAuth}} {
+	}{{"cuts", testCuts}, {"restart", testRestart}, {"delays", testDelays}, {"lag", testLag}, {"reconnects", testReconnects}, {"unavailable", testUnavailable}, {"auth", testAuth}} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, r) })
 	}
 }
@@ -248,6 +248,7 @@ type proxy struct {
 	t        testing.TB
 	listener net.Listener
 	server   string
+	lag      atomic.Int64 // how much later answers arrive, a time.Duration
 	mu       sync.Mutex
 	dead     bool
 	conns    []net.Conn
@@ -289,11 +290,39 @@ func (p *proxy) serve() {
 			_, _ = c.Close(), up.Close()
 			return
 		}
-		for _, pair := range [][2]net.Conn{{c, up}, {up, c}} {
-			p.work.Go(func() {
-				_, _ = io.Copy(pair[0], pair[1])
-				_, _ = pair[0].Close(), pair[1].Close()
-			})
+		p.work.Go(func() {
+			_, _ = io.Copy(up, c)
+			_, _ = c.Close(), up.Close()
+		})
+		p.work.Go(func() {
+			p.answers(c, up)
+			_, _ = c.Close(), up.Close()
+		})
+	}
+}
+
+// answers carries what the server says, each piece after the lag.
+func (p *proxy) answers(to, from net.Conn) {
+	type piece struct {
+		data []byte
+		at   time.Time
+	}
+	pieces := make(chan piece, 1000)
+	p.work.Go(func() {
+		defer close(pieces)
+		for {
+			data := make([]byte, 4096)
+			n, err := from.Read(data)
+			pieces <- piece{data[:n], time.Now().Add(time.Duration(p.lag.Load()))}
+			if err != nil {
+				return
+			}
+		}
+	})
+	for x := range pieces {
+		time.Sleep(time.Until(x.at))
+		if _, err := to.Write(x.data); err != nil {
+			_ = from.Close()
 		}
 	}
 }
