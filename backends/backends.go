@@ -132,6 +132,25 @@ type Session interface {
 	Close(ctx context.Context) error
 }
 
+// Prompt is what a Session may be as well, where its server answers so fast that handing a request to another
+// goroutine would cost as much as the answer.
+//
+// Both methods make the first attempt in the caller's goroutine, and return within 50 ms whatever the server does. What is
+// not decided by then goes on by itself; the caller calls Result, once, from any goroutine.
+type Prompt interface {
+	// BeginAcquire is the first part of Acquire, and its Result the second: the end of Result's context takes the request back.
+	BeginAcquire(name string, req Request) Pending[Claim]
+	// BeginChange is the same for Change.
+	BeginChange(name string, changes []Change) Pending[[]Claim]
+}
+
+// Pending is a request on its way.
+type Pending[T any] interface {
+	// Decided reports that Result would not wait.
+	Decided() bool
+	Result(ctx context.Context) (T, error)
+}
+
 // Request is what Acquire asks for.
 type Request struct {
 	Lock

@@ -11,27 +11,62 @@ import (
 
 // Change shrinks, relabels and drops claims, as backends.Session says.
 func (s *session) Change(ctx context.Context, name string, changes []backends.Change) ([]backends.Claim, error) {
-	if len(changes) == 0 {
+	return s.BeginChange(name, changes).Result(ctx)
+}
+
+// changing is a Change on its way: a call, or why there is none.
+type changing struct {
+	s     *session
+	name  string
+	parts []backends.Claim
+	call  *calling
+	err   error
+}
+
+// BeginChange is as backends.Prompt says.
+func (s *session) BeginChange(name string, changes []backends.Change) backends.Pending[[]backends.Claim] {
+	c := &changing{s: s, name: name}
+	args, err := c.arguments(changes)
+	if err != nil || len(changes) == 0 {
+		c.err = err
+		return c
+	}
+	c.call = s.begin(s.ctx, func(a answer) { s.changed(name, changes, c.parts, a) }, changeScript, args...)
+	return c
+}
+
+func (c *changing) Decided() bool { return c.call == nil || c.call.decided() }
+
+func (c *changing) Result(ctx context.Context) ([]backends.Claim, error) {
+	if c.call == nil && c.err == nil {
 		return nil, nil
 	}
-	args := []any{name}
-	var parts []backends.Claim
-	for _, c := range changes {
-		args = append(args, c.ID, len(c.To))
-		for _, keep := range c.To {
+	var a answer
+	err := c.err
+	if err == nil {
+		a, err = c.call.wait(ctx)
+	}
+	if err != nil {
+		return nil, c.s.called("changing locks on", c.name, err)
+	}
+	return kept(c.parts, a), nil
+}
+
+// arguments are what the change script takes; it sets parts.
+func (c *changing) arguments(changes []backends.Change) ([]any, error) {
+	args := []any{c.name}
+	for _, change := range changes {
+		args = append(args, change.ID, len(change.To))
+		for _, keep := range change.To {
 			if err := check(backends.Request{Lock: keep.Lock}); err != nil {
-				return nil, s.called("changing locks on", name, err)
+				return nil, err
 			}
-			id := s.newID()
+			id := c.s.newID()
 			args = append(args, id, encodeLock(keep.Lock, keep.Hint))
-			parts = append(parts, backends.Claim{ID: id, Lock: keep.Lock, Hint: keep.Hint})
+			c.parts = append(c.parts, backends.Claim{ID: id, Lock: keep.Lock, Hint: keep.Hint})
 		}
 	}
-	a, err := s.call(ctx, s.ctx, func(a answer) { s.changed(name, changes, parts, a) }, changeScript, args...)
-	if err != nil {
-		return nil, s.called("changing locks on", name, err)
-	}
-	return kept(parts, a), nil
+	return args, nil
 }
 
 // changed notes what the server has carried out. mu is held.

@@ -18,6 +18,7 @@ import (
 // answer, else the one who gave up. So no attempt is on its way any more when
 // the outcome is delivered, or the request was taken back for good.
 type waiter struct {
+	s        *session
 	id, name string
 	request  string // as the scripts read it
 	backends.Request
@@ -47,27 +48,44 @@ type outcome struct {
 
 // Acquire asks for a claim, as backends.Session says.
 func (s *session) Acquire(ctx context.Context, name string, req backends.Request) (backends.Claim, error) {
-	const what = "locking"
-	if err := check(req); err != nil {
-		return backends.Claim{}, s.called(what, name, err)
+	if ctx.Err() != nil {
+		return backends.Claim{}, s.called(locking, name, context.Cause(ctx))
 	}
-	w := &waiter{id: s.newID(), name: name, request: encodeRequest(req), Request: req, out: make(chan outcome, 1)}
-	if err := ctx.Err(); err != nil {
-		return backends.Claim{}, s.called(what, name, context.Cause(ctx))
+	return s.BeginAcquire(name, req).Result(ctx)
+}
+
+const locking = "locking"
+
+// BeginAcquire is as backends.Prompt says.
+func (s *session) BeginAcquire(name string, req backends.Request) backends.Pending[backends.Claim] {
+	w := &waiter{s: s, id: s.newID(), name: name, request: encodeRequest(req), Request: req, out: make(chan outcome, 1)}
+	switch err := check(req); {
+	case err != nil:
+		w.out <- outcome{err: err}
+	case !s.enter(w) || !s.askQuickly(w) && !s.crew.do(func() { s.ask(w) }):
+		w.out <- outcome{err: errClosed}
 	}
-	if !s.enter(w) || !s.askQuickly(w) && !s.crew.do(func() { s.ask(w) }) {
-		return backends.Claim{}, s.called(what, name, errClosed)
-	}
+	return w
+}
+
+func (w *waiter) Decided() bool { return len(w.out) > 0 }
+
+// Result waits for the outcome, or takes the request back.
+func (w *waiter) Result(ctx context.Context) (backends.Claim, error) {
 	var out outcome
 	select {
-	case out = <-w.out:
-	case <-s.done:
-		out.err = errClosed
-	case <-ctx.Done():
-		out = s.leave(w, context.Cause(ctx))
+	case out = <-w.out: // the most frequent case, without the rest
+	default:
+		select {
+		case out = <-w.out:
+		case <-w.s.done:
+			out.err = errClosed
+		case <-ctx.Done():
+			out = w.s.leave(w, context.Cause(ctx))
+		}
 	}
 	if out.err != nil {
-		return backends.Claim{}, s.called(what, name, out.err)
+		return backends.Claim{}, w.s.called(locking, w.name, out.err)
 	}
 	return out.claim, nil
 }

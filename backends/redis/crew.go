@@ -75,24 +75,41 @@ var errClosed = errors.New("closed")
 // detach runs f on the crew and returns what it returns, or early with the
 // cause of ctx's end or errClosed when over is closed (nil: never). f then goes on alone.
 func detach[T any](ctx context.Context, c *crew, over <-chan struct{}, f func() (T, error)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
-	var none T
-	results := make(chan result, 1)
+	return start(c, over, f).wait(ctx)
+}
+
+// detached is a function that runs on the crew, for a caller who may go.
+type detached[T any] struct {
+	results chan result[T] // has room for the only one
+	over    <-chan struct{}
+}
+
+type result[T any] struct {
+	value T
+	err   error
+}
+
+func start[T any](c *crew, over <-chan struct{}, f func() (T, error)) *detached[T] {
+	d := &detached[T]{results: make(chan result[T], 1), over: over}
 	if !c.do(func() {
 		value, err := f()
-		results <- result{value, err}
+		d.results <- result[T]{value, err}
 	}) {
-		return none, errClosed
+		d.results <- result[T]{err: errClosed}
 	}
+	return d
+}
+
+func (d *detached[T]) decided() bool { return len(d.results) > 0 }
+
+func (d *detached[T]) wait(ctx context.Context) (T, error) {
+	var none T
 	select {
-	case r := <-results:
+	case r := <-d.results:
 		return r.value, r.err
 	case <-ctx.Done():
 		return none, context.Cause(ctx)
-	case <-over:
+	case <-d.over:
 		return none, errClosed
 	}
 }

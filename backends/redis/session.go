@@ -64,7 +64,10 @@ type session struct {
 	reapAt time.Time       // zero: not before a heartbeat says so
 }
 
-var _ backends.Session = (*session)(nil)
+var (
+	_ backends.Session = (*session)(nil)
+	_ backends.Prompt  = (*session)(nil)
+)
 
 func newSession(b *Backend, options backends.SessionOptions) *session {
 	s := &session{
@@ -365,21 +368,42 @@ func (s *session) applied(epoch string, a answer, apply func(answer)) bool {
 	return true
 }
 
+// calling is a script that runs for a caller who may go.
+type calling struct {
+	answer answer
+	err    error
+	later  *detached[answer] // nil: it has been answered
+}
+
+func (c *calling) decided() bool { return c.later == nil || c.later.decided() }
+
+func (c *calling) wait(ctx context.Context) (answer, error) {
+	if c.later == nil {
+		return c.answer, c.err
+	}
+	return c.later.wait(ctx)
+}
+
 // call runs a script for a caller who may go: then it goes on by itself,
 // until it is answered or life ends. apply is as try has it.
 func (s *session) call(ctx, life context.Context, apply func(answer), script *goredis.Script, args ...any) (answer, error) {
+	return s.begin(life, apply, script, args...).wait(ctx)
+}
+
+// begin is the first part of call: a quick attempt here, then others on the crew.
+func (s *session) begin(life context.Context, apply func(answer), script *goredis.Script, args ...any) *calling {
 	if epoch := s.knownNow(); epoch != "" && s.b.mayBeQuick() {
 		a, ok, err := s.b.quick(life, script, s.who(epoch, args...)...)
 		switch {
 		case ok && err != nil:
-			return a, err
+			return &calling{answer: a, err: err}
 		case ok && s.ended(a):
-			return a, s.overError()
+			return &calling{answer: a, err: s.overError()}
 		case ok && s.applied(epoch, a, apply):
-			return a, nil
+			return &calling{answer: a}
 		}
 	}
-	return detach(ctx, s.crew, s.done, func() (answer, error) { return s.try(life, apply, script, args...) })
+	return &calling{later: start(s.crew, s.done, func() (answer, error) { return s.try(life, apply, script, args...) })}
 }
 
 // called makes the error of a method of the session.

@@ -26,6 +26,8 @@ type ask struct {
 	// queued is closed, by ready, when the request stands in the back end's queue, or is over.
 	queued <-chan struct{}
 	ready  func()
+	// previous is closed when the one before it has its place; nil: there is none.
+	previous <-chan struct{}
 	// waited: it had to stand in the queue.
 	waited atomic.Bool
 	// suspect: messages may have been lost since it began, so its claim may
@@ -38,11 +40,12 @@ type ask struct {
 // maxJoined bounds the waiters of one ask: fewer than there are tokens under one claim.
 const maxJoined = tokenBlock / 16
 
-// startAsk asks the back end on behalf of a waiter that is outside, after
-// those who came before it and collide with it have their places.
-func (t *Table) startAsk(n *name, w *waiter) {
+// startAsk prepares to ask the back end on behalf of a waiter that is outside, after
+// those who came before it and collide with it have their places. The caller drives the ask that it
+// returns, with the table unlocked; nil: the waiter shares one that runs.
+func (t *Table) startAsk(n *name, w *waiter) *ask {
 	if t.join(n, w) {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	queued := make(chan struct{})
@@ -51,18 +54,62 @@ func (t *Table) startAsk(n *name, w *waiter) {
 	a.request = backends.Request{Lock: w.Lock, Wait: w.Wait, Held: n.kept(&w.Request), Hint: w.hint(), YieldTo: w.YieldTo,
 		Queued: func() { a.waited.Store(true); a.ready() }}
 	w.ask, w.wentAhead = a, len(a.request.Held) > 0
-	previous := n.previous(w)
-	t.asks.Go(func() {
-		defer cancel()
-		defer a.ready()
-		waitFor(ctx, previous, time.Minute)
-		for t.asked(a) {
-			select { // only after an error: do not spin
-			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
-			}
+	a.previous = n.previous(w)
+	t.asks.Add(1)
+	return a
+}
+
+// drive makes the first attempt of an ask here, if it is its turn; what is not decided in a moment goes on in a goroutine.
+func (t *Table) drive(a *ask) {
+	t.mu.Lock()
+	session, valid := t.session, t.valid()
+	t.mu.Unlock()
+	if a.previous != nil || !valid {
+		go t.pursue(a)
+		return
+	}
+	p := beginAcquire(session, a.name, a.attempt())
+	finish := func() {
+		if t.answered(a, session, p) {
+			t.pursueSoon(a)
+			return
 		}
-	})
+		t.end(a)
+	}
+	if p.Decided() {
+		finish()
+	} else {
+		go finish()
+	}
+}
+
+// pursue asks until there is an answer or nobody is left who wants it.
+func (t *Table) pursue(a *ask) {
+	defer t.end(a)
+	waitFor(a.ctx, a.previous, time.Minute)
+	for t.asked(a) {
+		select { // only after an error: do not spin
+		case <-a.ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// pursueSoon goes on after a first attempt that failed.
+func (t *Table) pursueSoon(a *ask) {
+	go func() {
+		select {
+		case <-a.ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+		t.pursue(a)
+	}()
+}
+
+func (t *Table) end(a *ask) {
+	a.cancel()
+	a.ready()
+	t.asks.Done()
 }
 
 // join lets a waiter share the ask of the one before it, where both want the same and
@@ -110,47 +157,52 @@ func (c *core) previous(w *waiter) <-chan struct{} {
 // asked makes one attempt and carries out what it came to. It returns whether to try again.
 func (t *Table) asked(a *ask) (again bool) {
 	session, err := t.current(a.ctx, a.request.Wait)
-	var claim backends.Claim
-	if err == nil {
-		claim, err = t.acquire(a, session)
+	if err != nil {
+		return t.failed(a, err)
+	}
+	return t.answered(a, session, beginAcquire(session, a.name, a.attempt()))
+}
+
+// attempt is the request to make. One that is not to wait is a try, which waits only to be told whether
+// claims that other nodes keep are in use (backends.Kept).
+func (a *ask) attempt() backends.Request {
+	if a.request.Wait {
+		return a.request
+	}
+	return try(a.request)
+}
+
+func try(r backends.Request) backends.Request {
+	r.Wait, r.YieldTo = true, backends.ByOpen
+	return r
+}
+
+// answered waits for an attempt's outcome and carries it out. It returns whether to try again.
+func (t *Table) answered(a *ask, session backends.Session, p backends.Pending[backends.Claim]) (again bool) {
+	claim, err := t.outcome(a, session, p)
+	if err != nil {
+		return t.failed(a, err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if session != t.session { // the claim went with it
+		a.again = len(a.waiters) > 0
+		return a.again
+	}
 	n := t.name(a.name) // not that of the start: it may have been forgotten since
 	defer t.forget(n)
-	if err == nil && session == t.session {
-		t.got(n, a, claim)
-		return false
-	}
-	switch {
-	case len(a.waiters) == 0:
-		return false
-	case err == nil, errors.Is(err, backends.ErrSessionOver), errors.Is(err, backends.ErrUnavailable) && a.request.Wait:
-		a.again = true
-		return true
-	}
-	if !a.request.Wait && errors.Is(err, backends.ErrDeadlock) {
-		err = backends.ErrWouldBlock // it does not wait, so not for ever either
-	}
-	n.othersAsk()
-	for _, w := range slices.Clone(a.waiters) {
-		n.remove(w)
-		w.decide(err)
-		t.unlist(w)
-	}
-	t.settle(n)
+	t.got(n, a, claim)
 	return false
 }
 
-// acquire asks the session. Where the request is not to wait, it is a try, which waits only to be told whether
-// claims that other nodes keep are in use (backends.Kept).
-func (t *Table) acquire(a *ask, s backends.Session) (backends.Claim, error) {
+// outcome waits for an attempt's outcome.
+func (t *Table) outcome(a *ask, s backends.Session, p backends.Pending[backends.Claim]) (backends.Claim, error) {
 	if a.request.Wait {
-		return s.Acquire(a.ctx, a.name, a.request)
+		return p.Result(a.ctx)
 	}
 	ctx, cancel := context.WithTimeout(a.ctx, t.options.UnavailableAfter)
 	defer cancel()
-	claim, err := s.Acquire(ctx, a.name, try(a.request))
+	claim, err := p.Result(ctx)
 	switch {
 	case errors.Is(err, backends.ErrYield) && a.request.YieldTo != 0:
 		return s.Acquire(ctx, a.name, a.request) // it may be one that this open yields to
@@ -162,9 +214,30 @@ func (t *Table) acquire(a *ask, s backends.Session) (backends.Claim, error) {
 	return claim, err
 }
 
-func try(r backends.Request) backends.Request {
-	r.Wait, r.YieldTo = true, backends.ByOpen
-	return r
+// failed carries out that an attempt brought no claim. It returns whether to try again.
+func (t *Table) failed(a *ask, err error) (again bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(a.waiters) == 0 {
+		return false
+	}
+	if errors.Is(err, backends.ErrSessionOver) || errors.Is(err, backends.ErrUnavailable) && a.request.Wait {
+		a.again = true
+		return true
+	}
+	if !a.request.Wait && errors.Is(err, backends.ErrDeadlock) {
+		err = backends.ErrWouldBlock // it does not wait, so not for ever either
+	}
+	n := t.name(a.name)
+	defer t.forget(n)
+	n.othersAsk()
+	for _, w := range slices.Clone(a.waiters) {
+		n.remove(w)
+		w.decide(err)
+		t.unlist(w)
+	}
+	t.settleAside(n)
+	return false
 }
 
 // got enters a claim, and lets those in for whom it was asked for. Who has gone meanwhile is not among
@@ -181,7 +254,7 @@ func (t *Table) got(n *name, a *ask, claim backends.Claim) {
 		w.ask, w.asked = nil, true
 		n.letIn(w)
 	}
-	t.settle(n)
+	t.settleAside(n)
 	for _, w := range waiters {
 		t.refuse(n, w)
 	}
@@ -194,7 +267,7 @@ func (t *Table) refuse(n *name, w *waiter) {
 		n.remove(w)
 		w.decide(backends.ErrWouldBlock)
 		t.unlist(w)
-		t.settle(n)
+		t.settleAside(n)
 	}
 }
 

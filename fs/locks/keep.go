@@ -59,7 +59,7 @@ func (t *Table) giveUp(n *name) {
 		}
 	}
 	n.othersAsk()
-	t.settle(n)
+	t.settleAside(n)
 	t.forget(n)
 }
 
@@ -105,7 +105,7 @@ func (t *Table) sweep() {
 		case time.Since(n.idleSince) >= t.options.KeepIdle:
 			delete(t.warm, n)
 			n.streak, n.patience = 0, 0
-			t.settle(n)
+			t.settleAside(n)
 			t.forget(n)
 		}
 	}

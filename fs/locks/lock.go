@@ -23,48 +23,62 @@ import (
 func (t *Table) Lock(ctx context.Context, r Request) error {
 	deadline := time.Now().Add(flushGrace)
 	for {
-		w, done, freed, err := t.begin(&r)
+		s, err := t.begin(&r)
 		switch {
-		case freed != nil && time.Now().Before(deadline):
+		case s.freed != nil && time.Now().Before(deadline): // with nothing to do
 			// Only handles that were just closed are in the way.
-			waitFor(ctx, freed, time.Until(deadline))
+			waitFor(ctx, s.freed, time.Until(deadline))
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 		case err != nil:
+			t.aside(s.work)
 			return err
-		case w != nil:
-			return t.await(ctx, w)
-		default:
-			waitFor(ctx, done, t.options.UnavailableAfter)
+		case s.w == nil:
+			t.perform(ctx, s.work)
 			return nil
+		default:
+			t.aside(s.work)
+			if s.ask != nil {
+				t.drive(s.ask)
+			}
+			return t.await(ctx, s.w)
 		}
 	}
 }
 
-// begin starts a request. Of what it returns, w is the waiter where it is not
-// decided yet; done, if not nil, is closed when the back end knows what changed;
-// freed comes with ErrWouldBlock where trying again soon makes sense.
-func (t *Table) begin(r *Request) (w *waiter, done, freed <-chan struct{}, err error) {
+// begun is what a request has come to at first.
+type begun struct {
+	// w is the waiter where it is not decided yet; ask is to be driven for it, where not nil.
+	w   *waiter
+	ask *ask
+	// work is to be performed.
+	work work
+	// freed comes with ErrWouldBlock where trying again soon makes sense.
+	freed <-chan struct{}
+}
+
+// begin starts a request.
+func (t *Table) begin(r *Request) (begun, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return nil, nil, nil, ErrClosed
+		return begun{}, ErrClosed
 	}
 	if t.lost[r.Handle] {
-		return nil, nil, nil, ErrLost
+		return begun{}, ErrLost
 	}
 	delete(t.flushed, r.Handle)
 	n := t.name(r.Name)
 	defer t.forget(n)
 	if w := n.resume(r); w != nil {
-		t.settle(n)
-		return w, nil, nil, nil
+		t.settleAside(n)
+		return begun{w: w}, nil
 	}
 	valid := t.valid()
 	if _, has := n.has(r); has && valid {
 		n.set(r)
-		return nil, t.settle(n), nil, nil
+		return begun{work: t.settle(n)}, nil
 	}
 	if r.Door == Flock {
 		t.letGo(n, r)
@@ -72,18 +86,19 @@ func (t *Table) begin(r *Request) (w *waiter, done, freed <-chan struct{}, err e
 	t.taking(n)
 	if valid && len(n.queue)+len(n.outside) == 0 && n.free(r) && n.admit(r.Lock, 0) {
 		n.set(r) // nobody waits, so nobody is overtaken
-		return nil, t.settle(n), nil, nil
+		return begun{work: t.settle(n)}, nil
 	}
 	t.arrivals++
-	w = &waiter{Request: *r, arrival: t.arrivals, done: make(chan struct{})}
+	w := &waiter{Request: *r, arrival: t.arrivals, done: make(chan struct{})}
 	if valid && n.admit(r.Lock, len(n.queue)) && !n.blockedByOutside(r) {
 		n.queue = append(n.queue, w)
-		done = t.settle(n)
+		todo := t.settle(n)
 		if w.decided() {
-			return nil, done, nil, w.err
+			return begun{work: todo}, w.err
 		}
+		t.aside(todo)
 	} else if n.yields(r) {
-		return nil, nil, nil, backends.ErrYield
+		return begun{}, backends.ErrYield
 	} else if r.Wait || len(n.inTheWay(r)) == 0 || r.YieldTo != 0 {
 		// An open asks even where an owner here is in its way: one on another node may be one to yield to.
 		n.outside = append(n.outside, w)
@@ -93,26 +108,27 @@ func (t *Table) begin(r *Request) (w *waiter, done, freed <-chan struct{}, err e
 
 // enlist decides whether a request that can't be granted yet may wait, and
 // starts the asking where it is outside.
-func (t *Table) enlist(n *name, w *waiter) (_ *waiter, done, freed <-chan struct{}, err error) {
+func (t *Table) enlist(n *name, w *waiter) (begun, error) {
 	outside := slices.Contains(n.outside, w)
 	switch {
 	case !w.Wait && !outside:
 		t.drop(n, w)
-		return nil, nil, t.soonFree(n, &w.Request), backends.ErrWouldBlock
+		return begun{freed: t.soonFree(n, &w.Request)}, backends.ErrWouldBlock
 	case w.Wait && w.Owner.Kind == Process && t.closesCircle(n, w):
 		t.drop(n, w)
-		return nil, nil, nil, backends.ErrDeadlock
+		return begun{}, backends.ErrDeadlock
 	}
 	if w.Owner.Kind == Process {
 		t.waiting[w.Owner] = append(t.waiting[w.Owner], w)
 	}
+	s := begun{w: w}
 	if outside {
-		t.startAsk(n, w)
+		s.ask = t.startAsk(n, w)
 		if t.valid() {
-			t.trim(n) // what was kept idle is of no use
+			s.work = t.trim(n) // what was kept idle is of no use
 		}
 	}
-	return w, nil, nil, nil
+	return s, nil
 }
 
 // soonFree returns a channel that is closed when a lock on the name comes
@@ -138,7 +154,7 @@ func (t *Table) soonFree(n *name, r *Request) <-chan struct{} {
 // so that two nodes that convert at the same time do not wait for each other.
 func (t *Table) letGo(n *name, r *Request) {
 	if n.freeAll(func(h *held) bool { return h.owner == r.Owner && h.Overlaps(r.Lock.Range) }) {
-		t.settle(n)
+		t.settleAside(n)
 	}
 }
 
@@ -155,6 +171,9 @@ func (c *core) resume(r *Request) *waiter {
 
 // await waits for the decision or the caller's end.
 func (t *Table) await(ctx context.Context, w *waiter) error {
+	if w.decided() {
+		return w.err
+	}
 	if err := t.waitsForItself(w); err != nil {
 		return err
 	}
@@ -226,7 +245,7 @@ func (t *Table) drop(n *name, w *waiter) {
 		n.othersAsk() // it may have waited for another node
 	}
 	t.unlist(w)
-	t.settle(n)
+	t.settleAside(n)
 	t.forget(n)
 }
 

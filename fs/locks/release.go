@@ -25,26 +25,26 @@ func (t *Table) Unlock(ctx context.Context, r Request) error {
 	n := t.name(r.Name)
 	r.Lock.Mode = backends.None
 	n.set(&r)
-	done := t.released(n)
+	todo := t.released(n)
 	t.mu.Unlock()
-	waitFor(ctx, done, t.options.UnavailableAfter)
+	t.perform(ctx, todo)
 	return nil
 }
 
 // released follows up on locks that came free.
-func (t *Table) released(n *name) <-chan struct{} {
-	done := t.settle(n)
+func (t *Table) released(n *name) work {
+	todo := t.settle(n)
 	if n.freed != nil {
 		close(n.freed)
 		n.freed = nil
 	}
 	t.forget(n)
-	return done
+	return todo
 }
 
 // releaseAll gives up what matches on a name, and the places of interrupted
 // callers that match.
-func (t *Table) releaseAll(n *name, of func(owner Owner, handle uint64) bool) <-chan struct{} {
+func (t *Table) releaseAll(n *name, of func(owner Owner, handle uint64) bool) work {
 	for _, w := range n.all() {
 		if w.suspended && of(w.Owner, w.Handle) {
 			n.remove(w)
@@ -65,9 +65,9 @@ func (t *Table) ReleaseProcess(name string, owner uint64) {
 		return
 	}
 	process := Owner{Kind: Process, ID: owner}
-	done := t.releaseAll(n, func(o Owner, _ uint64) bool { return o == process })
+	todo := t.releaseAll(n, func(o Owner, _ uint64) bool { return o == process })
 	t.mu.Unlock()
-	waitFor(context.Background(), done, t.options.UnavailableAfter)
+	t.perform(context.Background(), todo)
 }
 
 // Flushed says that a descriptor of the handle was closed, perhaps the last
@@ -91,6 +91,6 @@ func (t *Table) ReleaseHandle(name string, handle uint64) {
 	delete(t.flushed, handle)
 	delete(t.lost, handle)
 	if n := t.names[name]; n != nil {
-		t.releaseAll(n, func(_ Owner, h uint64) bool { return h == handle })
+		t.aside(t.releaseAll(n, func(_ Owner, h uint64) bool { return h == handle }))
 	}
 }

@@ -128,7 +128,9 @@ func (t *Table) leave(n *name) {
 			continue
 		}
 		n.outside = append(n.outside, w)
-		t.startAsk(n, w)
+		if a := t.startAsk(n, w); a != nil {
+			go t.pursue(a)
+		}
 	}
 }
 

@@ -7,15 +7,32 @@ import (
 	"lockfs/backends"
 )
 
+// work is what a change in the table leaves to be done with the back end. Whoever gets it performs it, with the
+// table unlocked.
+type work struct {
+	// done is closed when the back end knows; nil: there is nothing for it to know.
+	done <-chan struct{}
+	// change is to be carried out; nil: another one is at it, and this comes after it.
+	change *change
+}
+
+// change is a Change for the back end.
+type change struct {
+	n       *name
+	session backends.Session
+	changes []backends.Change
+	done    chan struct{}
+}
+
 // settle grants on a name what can be granted, then gives back what is not
-// needed. The channel, if not nil, is closed when the back end knows.
+// needed.
 //
 // Nothing is granted on a lease that may have run out, though the session's end is
 // not known yet: the claims may be another node's already.
-func (t *Table) settle(n *name) <-chan struct{} {
+func (t *Table) settle(n *name) work {
 	defer n.tell()
 	if !t.valid() {
-		return nil
+		return work{}
 	}
 	if len(n.queue)+len(n.outside) > 0 {
 		before := n.all()
@@ -29,61 +46,121 @@ func (t *Table) settle(n *name) <-chan struct{} {
 	return t.trim(n)
 }
 
+// settleAside is settle where nobody waits for the back end to know.
+func (t *Table) settleAside(n *name) { t.aside(t.settle(n)) }
+
 // valid reports whether there is a session whose lease holds.
 func (t *Table) valid() bool { return t.session != nil && t.session.Valid() }
 
 // trim gives back what the node's owners do not need. One Change runs for a
 // name at a time: what comes up meanwhile is seen to after it.
-func (t *Table) trim(n *name) <-chan struct{} {
+func (t *Table) trim(n *name) work {
 	if n.change != nil {
 		if n.again == nil {
 			n.again = make(chan struct{})
 		}
-		return n.again
+		return work{done: n.again}
 	}
 	if len(n.list) == 0 || n.sufficient(t.keeps(n)) {
-		return nil
+		return work{}
 	}
 	changes := n.claims.trim(n.needs(), n.hintOn, t.keeps(n))
 	if len(changes) == 0 {
-		return nil
+		return work{}
 	}
 	n.change = make(chan struct{})
 	n.claims.begin(changes)
-	session, done := t.session, n.change
-	t.changes.Go(func() { t.carryOut(n, session, changes, done) })
-	return done
+	t.changes.Add(1)
+	return work{n.change, &change{n, t.session, changes, n.change}}
 }
 
-// carryOut tells the back end about changes. The session retries until its
+// perform does work and waits until the back end knows, or is out of reach and the session goes on trying, or ctx ends.
+func (t *Table) perform(ctx context.Context, w work) {
+	if w.change != nil {
+		t.carryOut(w.change)
+	}
+	waitFor(ctx, w.done, t.options.UnavailableAfter)
+}
+
+// aside does work in a goroutine of its own.
+func (t *Table) aside(w work) {
+	if w.change != nil {
+		go t.carryOut(w.change)
+	}
+}
+
+// carryOut tells the back end about changes, here if that answers in a moment. The session retries until its
 // lease ends, so an error means that it is over and the claims are gone.
-func (t *Table) carryOut(n *name, s backends.Session, changes []backends.Change, done chan struct{}) {
-	now, err := s.Change(context.Background(), n.name, changes)
+func (t *Table) carryOut(c *change) {
+	ctx := context.Background()
+	p := beginChange(c.session, c.n.name, c.changes)
+	if !p.Decided() {
+		go func() {
+			now, err := p.Result(ctx)
+			t.carriedOut(c, now, err)
+		}()
+		return
+	}
+	now, err := p.Result(ctx)
+	t.carriedOut(c, now, err)
+}
+
+func (t *Table) carriedOut(c *change, now []backends.Claim, err error) {
+	defer t.changes.Done()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s == t.session {
+	n := c.n
+	if c.session == t.session {
 		if err != nil && !t.closed {
 			t.log.Error("giving back a lock failed", "name", n.name, "reason", err)
 		}
-		n.finish(changes, now)
+		n.finish(c.changes, now)
 	}
-	close(done)
+	close(c.done)
 	n.change = nil
 	if again := n.again; again != nil {
 		n.again = nil
-		if next := t.trim(n); next == nil {
+		next := t.trim(n)
+		if next.done == nil {
 			close(again)
 		} else {
-			go func() { <-next; close(again) }()
+			t.aside(next)
+			go func() { <-next.done; close(again) }()
 		}
 	}
 	t.forget(n)
 }
 
+// beginAcquire and beginChange make the first attempt here, where the session can do that.
+func beginAcquire(s backends.Session, name string, r backends.Request) backends.Pending[backends.Claim] {
+	if p, ok := s.(backends.Prompt); ok {
+		return p.BeginAcquire(name, r)
+	}
+	return later[backends.Claim](func(ctx context.Context) (backends.Claim, error) { return s.Acquire(ctx, name, r) })
+}
+
+func beginChange(s backends.Session, name string, changes []backends.Change) backends.Pending[[]backends.Claim] {
+	if p, ok := s.(backends.Prompt); ok {
+		return p.BeginChange(name, changes)
+	}
+	return later[[]backends.Claim](func(ctx context.Context) ([]backends.Claim, error) { return s.Change(ctx, name, changes) })
+}
+
+// later is a request that is made when its result is asked for.
+type later[T any] func(ctx context.Context) (T, error)
+
+func (later[T]) Decided() bool                           { return false }
+func (f later[T]) Result(ctx context.Context) (T, error) { return f(ctx) }
+
 // waitFor waits for a channel (nil: not at all), the context's end or a time.
 func waitFor(ctx context.Context, done <-chan struct{}, most time.Duration) {
 	if done == nil {
 		return
+	}
+	select {
+	case <-done: // most often already
+		return
+	default:
 	}
 	timer := time.NewTimer(most)
 	defer timer.Stop()
