@@ -32,14 +32,20 @@ func fillAttr(out *fuse.Attr, info backends.Info) {
 }
 
 // fillEntry counts a lookup and answers it.
-func (f *FileSystem) fillEntry(out *fuse.EntryOut, name string, info backends.Info, private bool) {
+func (f *FileSystem) fillEntry(out *fuse.EntryOut, name string, info backends.Info, private bool) *node {
+	return f.fillShared(out, name, &info, private)
+}
+
+// fillShared is fillEntry for what somebody else remembers too; nobody changes it.
+func (f *FileSystem) fillShared(out *fuse.EntryOut, name string, info *backends.Info, private bool) *node {
 	n := f.nodes.enter(name, info, private)
 	out.NodeId, out.Generation = n.id, 1
-	fillAttr(&out.Attr, info)
-	out.SetAttrTimeout(attrFor(info))
+	fillAttr(&out.Attr, *info)
+	out.SetAttrTimeout(attrFor(*info))
 	if !private {
 		out.SetEntryTimeout(entryFor)
 	}
+	return n
 }
 
 // GetAttr implements fuse.RawFileSystem.
@@ -71,7 +77,7 @@ func (f *FileSystem) getAttr(n *node, name string, in *fuse.GetAttrIn, out *fuse
 	if err != nil {
 		return err
 	}
-	f.answer(n, info, out)
+	f.answer(n, &info, out)
 	return nil
 }
 
@@ -82,7 +88,7 @@ func (f *FileSystem) lookAhead(n *node, name string, thread uint32, out *fuse.At
 		return false, nil
 	}
 	if info, ok := f.nodes.looks.take(thread, n, true); ok {
-		f.answer(n, info, out)
+		f.answer(n, &info, out)
 		return true, nil
 	}
 	removals := f.nodes.looks.removals.Load()
@@ -91,18 +97,18 @@ func (f *FileSystem) lookAhead(n *node, name string, thread uint32, out *fuse.At
 		return !stale(n, info, err), err
 	}
 	if c := f.files.hold(n.ino); c != nil {
-		_ = c.seen(info, nil) // no error to pass on
+		c.last.Store(&info)
 		f.files.release(c)
 	}
 	f.nodes.looks.leave(thread, n, info, removals)
-	f.answer(n, info, out)
+	f.answer(n, &info, out)
 	return true, nil
 }
 
-func (f *FileSystem) answer(n *node, info backends.Info, out *fuse.AttrOut) {
+func (f *FileSystem) answer(n *node, info *backends.Info, out *fuse.AttrOut) {
 	f.nodes.told(n, info)
-	fillAttr(&out.Attr, info)
-	out.SetTimeout(attrFor(info))
+	fillAttr(&out.Attr, *info)
+	out.SetTimeout(attrFor(*info))
 }
 
 // onInode runs opened where the inode is open here, else closed; an inode
@@ -152,7 +158,7 @@ func (f *FileSystem) setAttr(interrupt <-chan struct{}, n *node, in *fuse.SetAtt
 	if err != nil {
 		return err
 	}
-	f.answer(n, info, out)
+	f.answer(n, &info, out)
 	return nil
 }
 

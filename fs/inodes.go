@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"slices"
 	"sync"
 	"syscall"
 
@@ -19,18 +18,20 @@ type node struct {
 	private bool
 
 	// Guarded by nodes.mu.
-	name    string        // what Rename on this mount made of it
-	lookups uint64        // as counted by the kernel, until FORGET
-	last    backends.Info // as last told to the kernel
+	name    string         // what Rename on this mount made of it
+	lookups uint64         // as counted by the kernel, until FORGET
+	last    *backends.Info // as last told to the kernel; shared, so it is replaced and never changed
+	next    *node          // another inode that the name had, or has
 }
 
 // nodes is the table of nodeids. Invariant: of the nodes in it that are not
-// private no two have the same name and inode, and byName holds just these.
+// private no two have the same name and inode, and byName holds just these: of each name the first,
+// the others behind it.
 type nodes struct {
 	mu     sync.RWMutex
 	last   uint64 // greatest nodeid given; none is ever given again
 	byID   map[uint64]*node
-	byName map[string][]*node
+	byName map[string]*node
 	// private are those that are, for rename; they are few and short-lived.
 	private map[uint64]*node
 
@@ -38,10 +39,10 @@ type nodes struct {
 }
 
 func newNodes() *nodes {
-	root := &node{id: fuse.FUSE_ROOT_ID, ino: backends.RootIno, lookups: 1}
+	root := &node{id: fuse.FUSE_ROOT_ID, ino: backends.RootIno, lookups: 1, last: &backends.Info{}}
 	return &nodes{last: root.id,
 		byID:    map[uint64]*node{root.id: root},
-		byName:  map[string][]*node{"": {root}},
+		byName:  map[string]*node{"": root},
 		private: map[uint64]*node{}}
 }
 
@@ -78,7 +79,7 @@ func join(dir, component string) (string, error) {
 }
 
 // enter counts one more lookup of a name and returns its node.
-func (t *nodes) enter(name string, info backends.Info, private bool) *node {
+func (t *nodes) enter(name string, info *backends.Info, private bool) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.shared(name, info.Ino)
@@ -89,7 +90,7 @@ func (t *nodes) enter(name string, info backends.Info, private bool) *node {
 		if private {
 			t.private[n.id] = n
 		} else {
-			t.byName[name] = append(t.byName[name], n)
+			t.byName[name], n.next = n, t.byName[name]
 		}
 	}
 	n.lookups++
@@ -99,7 +100,7 @@ func (t *nodes) enter(name string, info backends.Info, private bool) *node {
 
 // shared is called with t.mu held.
 func (t *nodes) shared(name string, ino uint64) *node {
-	for _, n := range t.byName[name] {
+	for n := t.byName[name]; n != nil; n = n.next {
 		if n.ino == ino {
 			return n
 		}
@@ -108,7 +109,7 @@ func (t *nodes) shared(name string, ino uint64) *node {
 }
 
 // told notes the attributes that the kernel has been told.
-func (t *nodes) told(n *node, info backends.Info) {
+func (t *nodes) told(n *node, info *backends.Info) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n.last = info
@@ -120,7 +121,7 @@ func (t *nodes) lastTold(id uint64) backends.Info {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if n := t.byID[id]; n != nil {
-		return n.last
+		return *n.last
 	}
 	return backends.Info{}
 }
@@ -143,11 +144,20 @@ func (t *nodes) forget(id, lookups uint64) {
 
 // unname is called with t.mu held.
 func (t *nodes) unname(n *node) {
-	rest := slices.DeleteFunc(t.byName[n.name], func(o *node) bool { return o == n })
-	if len(rest) == 0 {
+	first := t.byName[n.name]
+	if first == n {
+		first = n.next
+	}
+	for o := first; o != nil; o = o.next {
+		if o.next == n {
+			o.next = n.next
+		}
+	}
+	n.next = nil
+	if first == nil {
 		delete(t.byName, n.name)
 	} else {
-		t.byName[n.name] = rest
+		t.byName[n.name] = first
 	}
 }
 
@@ -169,7 +179,7 @@ func (t *nodes) rename(from, to string, ino uint64) {
 	t.unname(n)
 	n.name = to
 	if t.shared(to, ino) == nil {
-		t.byName[to] = append(t.byName[to], n)
+		t.byName[to], n.next = n, t.byName[to]
 	}
 }
 
@@ -178,7 +188,7 @@ func (t *nodes) inodesOf(name string) []uint64 {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	var inos []uint64
-	for _, n := range t.byName[name] {
+	for n := t.byName[name]; n != nil; n = n.next {
 		inos = append(inos, n.ino)
 	}
 	return inos

@@ -60,6 +60,7 @@ func info(ino uint64) backends.Info {
 
 func TestNodes(t *testing.T) {
 	n := newNodes()
+	info := func(ino uint64) *backends.Info { i := info(ino); return &i }
 	a := n.enter("x", info(10), false)
 	if b := n.enter("x", info(10), false); b != a || a.lookups != 2 {
 		t.Errorf("looked up twice: %+v and %+v", a, b)
@@ -93,6 +94,15 @@ func TestNodes(t *testing.T) {
 	n.forget(a.id, 1)
 	if _, _, err := n.find(a.id); err != syscall.ESTALE {
 		t.Errorf("not forgotten: %v", err)
+	}
+	c, d := n.enter("x", info(12), false), n.enter("x", info(13), false)
+	n.forget(c.id, 1)
+	if got := n.inodesOf("x"); !slices.Equal(got, []uint64{13, 11}) {
+		t.Errorf("under x without the one in the middle: %v", got)
+	}
+	n.forget(d.id, 1)
+	if got := n.inodesOf("x"); !slices.Equal(got, []uint64{11}) {
+		t.Errorf("under x without the last one: %v", got)
 	}
 	n.forget(p.id, 1)
 	n.forget(fuse.FUSE_ROOT_ID, 1<<40)
