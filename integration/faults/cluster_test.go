@@ -82,6 +82,14 @@ func (c *cluster) addrs() []string {
 	return []string{c.server.Addr()}
 }
 
+// lease is the nodes'. Under Sentinels it is one that outlasts a fail-over, so that there is something to lose.
+func (c *cluster) lease() time.Duration {
+	if c.kind == onSentinel {
+		return 3 * ttl
+	}
+	return ttl
+}
+
 // turned puts the addresses of an ensemble in another order for each node, for a node begins with the first.
 func (c *cluster) turned(addrs []string) []string {
 	if c.kind != onEnsemble {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ttl is the nodes' lease, the shortest that there is.
+// ttl is the nodes' lease, the shortest that there is; but for those under Sentinels.
 const ttl = 2 * time.Second
 
 // fault is a way to break things, and to mend them again.
@@ -26,6 +26,8 @@ type fault struct {
 	worker bool
 	// fatal: it ends the node's server.
 	fatal bool
+	// calm: it has a calm before the storm, which it raises itself.
+	calm bool
 	// do breaks it and mends it again. It reports whether there was something to break.
 	do func(r *run, n *node, rng *rand.Rand) bool
 }
@@ -46,8 +48,8 @@ var kinds = []fault{
 	{kind: "session expired", only: "zookeeper " + onEnsemble, do: expireSession},
 	{kind: "leader killed", server: true, only: onEnsemble, do: killLeader},
 	{kind: "minority cut off", server: true, only: onEnsemble, do: cutMinority},
-	{kind: "failed over by Sentinel, last writes lost", server: true, only: onSentinel, do: failOver(false)},
-	{kind: "failed over by Sentinel from a frozen master", server: true, only: onSentinel, do: failOver(true)},
+	{kind: "failed over by Sentinel, last writes lost", server: true, calm: true, only: onSentinel, do: failOver(false)},
+	{kind: "failed over by Sentinel from a frozen master", server: true, calm: true, only: onSentinel, do: failOver(true)},
 	{kind: "disk full", server: true, only: onFile + " " + onSmallDisk, do: fillDisk},
 	{kind: "disk read-only", server: true, only: onFile, do: readOnly},
 	{kind: "directory removed", server: true, only: onFile, do: removeDir},

@@ -136,7 +136,7 @@ func (r *run) apply(f fault, n *node, rng *rand.Rand) {
 			return
 		}
 		for _, each := range r.nodes {
-			if f.server || each == n {
+			if (f.server || each == n) && !f.calm {
 				each.storm.Storm.Add(1)
 				defer each.storm.Storm.Add(-1)
 			}
@@ -197,7 +197,7 @@ func (r *run) mix(rng *rand.Rand) {
 
 // empty looks that nothing is left in the back end after the lease and a second.
 func (r *run) empty() {
-	for deadline := time.Now().Add(ttl + time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(r.cluster.lease() + time.Second); ; time.Sleep(20 * time.Millisecond) {
 		left, err := r.cluster.left()
 		if err == nil && len(left) == 0 {
 			return

@@ -43,7 +43,12 @@ func failOver(frozen bool) func(*run, *node, *rand.Rand) bool {
 		}
 		old := s.Master()
 		s.Deafen()
-		time.Sleep(between(rng, 0, ttl/4))
+		time.Sleep(between(rng, ttl/20, ttl/4)) // locks change hands, and the replica does not hear of it
+		for _, n := range r.nodes {
+			n.storm.Storm.Add(1) // those who hold now hold on
+			defer n.storm.Storm.Add(-1)
+		}
+		time.Sleep(20 * time.Millisecond)
 		if frozen {
 			if err := syscall.Kill(old.PID(), syscall.SIGSTOP); err != nil {
 				r.report("the master can't be frozen: %v", err)
