@@ -188,9 +188,18 @@ func (g *guard) hunt() (hunt *holders.Hunt, done func()) {
 			after = max(after, e.OnLost.KillAfter)
 		}
 	}
-	ttl := g.config.SessionTTL
-	done = g.begin(lease.Now() + max(after, config.TimeOnLost(ttl)) + config.GraceOnLost(ttl))
+	done = g.begin(g.start() + max(after, config.TimeOnLost(g.config.SessionTTL)) + config.GraceOnLost(g.config.SessionTTL))
 	return holders.Start(g.ledger.Mount(), entries, g.log), done
+}
+
+// start is from when the time for on_lost counts: now, or the lease's end, if that has just been; this server may come late to it, and
+// the other node does not wait for that.
+func (g *guard) start() time.Duration {
+	now, end := lease.Now(), g.ledger.Deadline()
+	if end < now && end > now-config.TimeOnLost(g.config.SessionTTL) {
+		return end
+	}
+	return now
 }
 
 // begin says in the ledger that this server is at it; done takes that back, and strikes

@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"path"
 	"slices"
 	"syscall"
 	"time"
@@ -74,18 +75,22 @@ func Start(mount ledger.Mount, entries []ledger.Entry, log *slog.Logger) *Hunt {
 		return h
 	}
 	var pids []int
+	bases := map[string]bool{}
 	for _, e := range entries {
 		if h.inos[e.Ino] {
 			h.entries = append(h.entries, e)
+			bases[path.Base(e.Name)] = true
 			if !e.Waits && e.OnLost.Signal == syscall.SIGKILL {
 				pids = append(pids, int(e.PID))
 			}
 		}
 	}
+	// The quick ways first, for a machine with many descriptors takes a while to look through.
 	if len(pids) > 0 {
-		h.meet(h.named(scan(mount, h.inos, pids))) // the quick way: a large machine takes a while to look through
+		h.meet(h.named(scan(mount, h.inos, pids, nil)))
 	}
-	h.meet(h.targets(scan(mount, h.inos, nil)))
+	h.meet(h.targets(scan(mount, h.inos, nil, bases), false))
+	h.meet(h.targets(scan(mount, h.inos, nil, nil), true))
 	h.meetKin()
 	h.killStopped()
 	return h
@@ -96,10 +101,19 @@ func (h *Hunt) meetKin() {
 	for look, quiet := 0, 0; len(h.prey) > 0 && quiet < 2 && look < maxLooks; look++ {
 		time.Sleep(pause)
 		quiet++
-		if h.meet(h.kin(scan(h.mount, h.inos, nil))) {
+		if h.meet(h.kin(h.scanKin())) {
 			quiet = 0
 		}
 	}
+}
+
+// scanKin looks for those who may be kin: who shares a description sees it under one path.
+func (h *Hunt) scanKin() []descriptor {
+	bases := map[string]bool{}
+	for _, p := range h.prey {
+		bases[p.base] = true
+	}
+	return scan(h.mount, h.inos, nil, bases)
 }
 
 // killStopped kills those who were stopped for that.
@@ -131,9 +145,9 @@ func (h *Hunt) named(found []descriptor) []target {
 	return all
 }
 
-// targets decides whom of those who have the files open a signal is for.
-func (h *Hunt) targets(found []descriptor) []target {
-	var all []target
+// targets decides whom of those who have the files open a signal is for. all: nobody who has is missing.
+func (h *Hunt) targets(found []descriptor, all bool) []target {
+	var targets []target
 	for ino := range h.inos {
 		var holding, sparing []ledger.Entry
 		for _, e := range h.entries {
@@ -145,9 +159,9 @@ func (h *Hunt) targets(found []descriptor) []target {
 				sparing = append(sparing, e)
 			}
 		}
-		all = append(all, judge(groups(found, ino), holding, sparing)...)
+		targets = append(targets, judge(groups(found, ino), holding, sparing, all)...)
 	}
-	return all
+	return targets
 }
 
 // groups sorts the descriptors of an inode by description.
@@ -169,8 +183,9 @@ next:
 	return all
 }
 
-// judge returns the processes of the descriptions that hold, as the package's comment says.
-func judge(groups [][]descriptor, holding, sparing []ledger.Entry) []target {
+// judge returns the processes of the descriptions that hold, as the package's comment says. Where not all who have the file open are
+// known, the one who took a lock is gone only if there is no such process any more.
+func judge(groups [][]descriptor, holding, sparing []ledger.Entry, complete bool) []target {
 	var all []target
 	open := make([]bool, len(groups)) // nothing is known of it
 	orphans := slices.Clone(holding)
@@ -182,6 +197,9 @@ func judge(groups [][]descriptor, holding, sparing []ledger.Entry) []target {
 			continue
 		}
 		open[i] = !slices.ContainsFunc(sparing, func(e ledger.Entry) bool { return takenBy(e, g) })
+	}
+	if !complete {
+		orphans = slices.DeleteFunc(orphans, func(e ledger.Entry) bool { return unix.Kill(int(e.PID), 0) != unix.ESRCH })
 	}
 	for i, g := range groups {
 		if open[i] && len(orphans) > 0 {
@@ -275,7 +293,7 @@ func (h *Hunt) Finish(ctx context.Context) {
 		case <-ctx.Done():
 			timer.Stop()
 		}
-		h.meet(h.kin(scan(h.mount, h.inos, nil)))
+		h.meet(h.kin(h.scanKin()))
 		if ctx.Err() != nil || due <= 0 {
 			h.thenKill(ctx.Err() != nil)
 		}

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -17,58 +17,118 @@ import (
 type descriptor struct {
 	pid, fd int
 	ino     uint64
+	base    string // the last part of its path
 }
 
 // scan returns the descriptors of these processes (nil: of all) that are on the mount and have one of the inodes.
-// Processes that end meanwhile, or that this user may not look into, are passed over.
-func scan(mount ledger.Mount, inos map[uint64]bool, pids []int) []descriptor {
+// Processes that end meanwhile, or that this user may not look into, are passed over. It is in a hurry: so
+// it asks the kernel itself, by directory, rather than package os; and with bases (nil: any) it looks only at those whose path's last
+// part is among them, which costs a quarter.
+func scan(mount ledger.Mount, inos map[uint64]bool, pids []int, bases map[string]bool) []descriptor {
+	s := scanner{bases: bases}
 	if pids == nil {
-		pids = processes()
+		pids = slices.Clone(s.numbers(unix.AT_FDCWD, "/proc"))
 	}
 	var found []descriptor
 	for _, pid := range pids {
-		for _, fd := range numbers(fmt.Sprintf("/proc/%d/fd", pid)) {
-			d := descriptor{pid: pid, fd: fd}
-			if d.mayBe() && d.matches(mount, inos) {
-				found = append(found, d)
-			}
+		found = s.process(found, pid, mount, inos)
+	}
+	return found
+}
+
+// scanner has the memory that a scan uses again and again.
+type scanner struct {
+	bases map[string]bool
+	data  [32 << 10]byte
+	all   []int
+}
+
+// process appends a process's descriptors that match.
+func (s *scanner) process(found []descriptor, pid int, mount ledger.Mount, inos map[uint64]bool) []descriptor {
+	dir := "/proc/" + strconv.Itoa(pid)
+	proc, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return found
+	}
+	defer unix.Close(proc)
+	for _, fd := range s.numbers(proc, "fd") {
+		n := strconv.Itoa(fd)
+		base, ok := s.mayBe(proc, "fd/"+n)
+		if !ok {
+			continue
+		}
+		d := descriptor{pid: pid, fd: fd, base: base}
+		if d.shows(s.read(proc, "fdinfo/"+n), mount, inos) {
+			found = append(found, d)
 		}
 	}
 	return found
 }
 
-func processes() []int { return numbers("/proc") }
-
-// numbers returns the entries of a directory that are numbers.
-func numbers(dir string) []int {
-	f, err := os.Open(dir)
+// numbers returns the entries of a directory that are numbers, until the next call.
+func (s *scanner) numbers(at int, dir string) []int {
+	s.all = s.all[:0]
+	fd, err := unix.Openat(at, dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil
 	}
-	defer f.Close()
-	names, _ := f.Readdirnames(-1) // what could be read counts
-	all := make([]int, 0, len(names))
-	for _, name := range names {
-		if n, err := strconv.Atoi(name); err == nil {
-			all = append(all, n)
+	defer unix.Close(fd)
+	var names []string
+	for {
+		n, err := unix.ReadDirent(fd, s.data[:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return s.all // what could be read counts
+		}
+		_, _, names = unix.ParseDirent(s.data[:n], -1, names[:0])
+		for _, name := range names {
+			if n, err := strconv.Atoi(name); err == nil {
+				s.all = append(s.all, n)
+			}
 		}
 	}
-	return all
 }
 
 // mayBe sorts out sockets, pipes and devices: readlink(2) costs a fraction of
 // reading fdinfo. The path itself says little: the process may see another tree than we.
-func (d *descriptor) mayBe() bool {
-	link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", d.pid, d.fd))
-	return err == nil && strings.HasPrefix(link, "/") && !strings.HasPrefix(link, "/dev/")
+func (s *scanner) mayBe(at int, path string) (base string, ok bool) {
+	n, err := unix.Readlinkat(at, path, s.data[:])
+	link := s.data[:max(n, 0)]
+	if err != nil || n <= 0 || link[0] != '/' || bytes.HasPrefix(link, []byte("/dev/")) {
+		return "", false
+	}
+	last := bytes.TrimSuffix(link[bytes.LastIndexByte(link, '/')+1:], []byte(" (deleted)"))
+	if s.bases != nil && !s.bases[string(last)] {
+		return "", false
+	}
+	return string(last), true
+}
+
+// read returns what a file has, what one read(2) gives of it, until the next call; nil where it can't be read.
+func (s *scanner) read(at int, path string) []byte {
+	fd, err := unix.Openat(at, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Read(fd, s.data[:])
+		if err != unix.EINTR {
+			return s.data[:max(n, 0)]
+		}
+	}
 }
 
 // matches reads what the kernel has in memory of the descriptor, and notes its inode number.
 func (d *descriptor) matches(mount ledger.Mount, inos map[uint64]bool) bool {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", d.pid, d.fd))
-	if err != nil {
-		return false
-	}
+	var s scanner
+	return d.shows(s.read(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/fdinfo/%d", d.pid, d.fd)), mount, inos)
+}
+
+// shows is matches, with what was read.
+func (d *descriptor) shows(data []byte, mount ledger.Mount, inos map[uint64]bool) bool {
 	ino, ok := field(data, "ino:")
 	if !ok || !inos[ino] {
 		return false

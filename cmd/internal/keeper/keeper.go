@@ -8,7 +8,8 @@
 // neither back end nor mount, so nothing can make it wait.
 //
 //   - Past the lease's end, unless the server says in the page that it is at it: the keeper does what on_lost says to the
-//     holders, then aborts the mount, kills the server, and mounts afresh with a new one.
+//     holders, then aborts the mount, kills the server, and mounts afresh with a new one. Where the server does say so, the keeper waits until
+//     the time by which it is to be done, but not with KILL: for that nobody has to wait, and to be killed twice does no harm.
 //   - When the server dies: the same, at once, for nobody renews its lease any more.
 //   - When the keeper dies: the pipe that it holds ends, at which the server stops the holders, says goodbye and unmounts.
 //   - At SIGTERM the keeper ends that pipe itself.
@@ -90,6 +91,7 @@ type server struct {
 	err    error // how it ended; set before ended is closed
 	began  time.Time
 	ready  bool
+	helped time.Duration // the deadline past which the keeper has sent KILL beside the server
 }
 
 // Run mounts and returns when the mount is gone for good: unmounted by anybody, at ctx's end, or given
@@ -131,7 +133,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 // start mounts, in place of the dead mount of the server before, if there was one, and starts a server, on the back end that
 // that had chosen. Mounted it is at once: those who come during the pause wait for the new server, and don't lock what lies below.
 func (k *Keeper) start(ctx context.Context, backend int, dead mountpoint.Mount, pause time.Duration) (s *server, err error) {
-	s = &server{ended: make(chan struct{}), began: time.Now()}
+	s = &server{ended: make(chan struct{}), began: time.Now(), helped: -1}
 	if s.page, err = ledger.New(); err != nil {
 		return nil, err
 	}
@@ -210,7 +212,7 @@ func (k *Keeper) watch(ctx context.Context, cancel context.CancelCauseFunc, s *s
 	answer, stop := s.answer, ctx.Done()
 	var patience <-chan time.Time
 	for {
-		timer := time.NewTimer(min(look, max(0, k.due(s.page)-lease.Now())))
+		timer := time.NewTimer(min(look, max(0, min(k.due(s.page), k.helpDue(s))-lease.Now())))
 		select {
 		case err := <-answer:
 			answer = nil // there is one only
@@ -238,7 +240,10 @@ func (k *Keeper) watch(ctx context.Context, cancel context.CancelCauseFunc, s *s
 				return errors.New("unmounted before a server was ready")
 			}
 			if lease.Now() >= k.due(s.page) {
-				return errors.New("the server stands still: its lease ran out, and it did nothing about it")
+				return errors.New("the server stands still: its lease ran out, and it did nothing about it, or did not come to the end")
+			}
+			if lease.Now() >= k.helpDue(s) {
+				k.help(s)
 			}
 		}
 		timer.Stop()
@@ -273,6 +278,31 @@ func (k *Keeper) due(page *ledger.Ledger) time.Duration {
 		return deadline + k.Grace
 	}
 	return backends.NoDeadline
+}
+
+// helpDue is when the keeper sends KILL beside the server that is at it: when it would have done all had the server not been.
+func (k *Keeper) helpDue(s *server) time.Duration {
+	deadline := s.page.Deadline()
+	if deadline == backends.NoDeadline || deadline == s.helped || s.page.Busy() == backends.NoDeadline {
+		return backends.NoDeadline
+	}
+	return deadline + k.Grace
+}
+
+// help kills whom the server has not come to yet, once for each deadline. All else that on_lost says remains the server's.
+func (k *Keeper) help(s *server) {
+	s.helped = s.page.Deadline()
+	entries, err := s.page.Entries()
+	if err != nil {
+		k.Log.Error("it is not known who holds locks: the server is left alone with on_lost", "error", err)
+		return
+	}
+	for i := range entries {
+		if entries[i].OnLost.Signal != syscall.SIGKILL {
+			entries[i].OnLost = config.OnLost{}
+		}
+	}
+	holders.Start(s.mount.Ledger(), entries, k.Log).Finish(context.Background()) // of KILL nothing comes later
 }
 
 // bury ends what is left of a server and its mount. reason is nil where it ended well: then nothing is. Those who hold come
