@@ -16,7 +16,7 @@
 //	when things fail                         failure_test.go
 //	client programs                          lockers_test.go, python_test.go, java_test.go, gofrs_test.go
 //	crowds, kills at random                  crowd_test.go
-//	what it costs                            cost_test.go, bench_test.go
+//	what it costs                            cost_test.go, bench*_test.go, package sim
 //
 // The tests need Debian's packages that they name when one is missing; nothing
 // is skipped. All processes are started by the tests and ended by them.

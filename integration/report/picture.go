@@ -12,7 +12,8 @@ import (
 type Chart struct {
 	Title, Unit string
 	// Log makes the scale logarithmic.
-	Log    bool
+	Log bool
+	// Series are the colours' names; one that is empty is not shown.
 	Series []string
 	Groups []Group
 }
@@ -74,10 +75,14 @@ func (c Chart) draw() string {
 		fmt.Fprintf(&b, "<text x=\"%.1f\" y=\"%.1f\" %s>%s</text>\n", x, y, more, html.EscapeString(s))
 	}
 	text(10, 20, `font-size="14" font-weight="bold" fill="#222"`, c.Title)
+	x := 10.0
 	for i, s := range c.Series {
-		x := float64(10 + 130*i)
+		if s == "" {
+			continue
+		}
 		fmt.Fprintf(&b, "<rect x=\"%.1f\" y=\"30\" width=\"11\" height=\"11\" fill=\"%s\"/>\n", x, colours[i%len(colours)])
 		text(x+16, 40, `fill="#222"`, s)
+		x += 130
 	}
 	at := c.scale()
 	bottom := float64(c.height() - 20)
