@@ -148,6 +148,8 @@ type Prompt interface {
 type Pending[T any] interface {
 	// Decided reports that Result would not wait.
 	Decided() bool
+	// Ready is closed when the request is decided; not where the session is over. nil: only Result tells.
+	Ready() <-chan struct{}
 	Result(ctx context.Context) (T, error)
 }
 

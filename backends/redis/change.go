@@ -35,6 +35,8 @@ func (s *session) BeginChange(name string, changes []backends.Change) backends.P
 	return c
 }
 
+func (c *changing) Ready() <-chan struct{} { return nil }
+
 func (c *changing) Decided() bool { return c.call == nil || c.call.decided() }
 
 func (c *changing) Result(ctx context.Context) ([]backends.Claim, error) {

@@ -22,7 +22,9 @@ type waiter struct {
 	id, name string
 	request  string // as the scripts read it
 	backends.Request
-	out chan outcome // has room for the only one
+	// ready is closed when out is set.
+	ready chan struct{}
+	out   outcome
 
 	phase   phase
 	gone    bool    // the caller has
@@ -58,26 +60,45 @@ const locking = "locking"
 
 // BeginAcquire is as backends.Prompt says.
 func (s *session) BeginAcquire(name string, req backends.Request) backends.Pending[backends.Claim] {
-	w := &waiter{s: s, id: s.newID(), name: name, request: encodeRequest(req), Request: req, out: make(chan outcome, 1)}
+	w := &waiter{s: s, id: s.newID(), name: name, request: encodeRequest(req), Request: req, ready: make(chan struct{})}
 	switch err := check(req); {
 	case err != nil:
-		w.out <- outcome{err: err}
-	case !s.enter(w) || !s.askQuickly(w) && !s.crew.do(func() { s.ask(w) }):
-		w.out <- outcome{err: errClosed}
+		w.settle(outcome{err: err})
+	case !s.enter(w):
+		w.settle(outcome{err: errClosed})
+	case !s.askQuickly(w):
+		s.crew.do(func() { s.ask(w) }) // else the session is over, which Result sees
 	}
 	return w
 }
 
-func (w *waiter) Decided() bool { return len(w.out) > 0 }
+// settle is for one who is not, or not any more, in the session's list, or with mu held.
+func (w *waiter) settle(out outcome) {
+	w.out = out
+	close(w.ready)
+}
+
+func (w *waiter) Ready() <-chan struct{} { return w.ready }
+
+func (w *waiter) Decided() bool {
+	select {
+	case <-w.ready:
+		return true
+	default:
+		return false
+	}
+}
 
 // Result waits for the outcome, or takes the request back.
 func (w *waiter) Result(ctx context.Context) (backends.Claim, error) {
 	var out outcome
 	select {
-	case out = <-w.out: // the most frequent case, without the rest
+	case <-w.ready: // the most frequent case, without the rest
+		out = w.out
 	default:
 		select {
-		case out = <-w.out:
+		case <-w.ready:
+			out = w.out
 		case <-w.s.done:
 			out.err = errClosed
 		case <-ctx.Done():
@@ -116,7 +137,7 @@ func (s *session) leave(w *waiter, cause error) outcome {
 	s.mu.Lock()
 	if w.phase == settled {
 		s.mu.Unlock()
-		return <-w.out
+		return w.out
 	}
 	w.gone = true
 	waits := w.phase == queued
@@ -323,7 +344,7 @@ func (s *session) hand(w *waiter, out outcome) bool {
 		if out.err == nil {
 			s.hold(w.name, out.claim)
 		}
-		w.out <- out
+		w.settle(out)
 	}
 	return true
 }

@@ -59,14 +59,23 @@ func (t *Table) startAsk(n *name, w *waiter) *ask {
 	return a
 }
 
-// drive makes the first attempt of an ask here, if it is its turn; what is not decided in a moment goes on in a goroutine.
-func (t *Table) drive(a *ask) {
+// unfinished is an attempt that is under way.
+type unfinished struct {
+	// ready is closed when finish would not wait; it need not be.
+	ready <-chan struct{}
+	// finish carries out what the attempt comes to. It is to be called, once, from any goroutine.
+	finish func()
+}
+
+// drive makes the first attempt of an ask here, if it is its turn. What is not decided in a moment goes on in a
+// goroutine, or is the caller's to finish, who waits for it anyway.
+func (t *Table) drive(a *ask) (rest unfinished) {
 	t.mu.Lock()
 	session, valid := t.session, t.valid()
 	t.mu.Unlock()
 	if a.previous != nil || !valid {
 		go t.pursue(a)
-		return
+		return unfinished{}
 	}
 	p := beginAcquire(session, a.name, a.attempt())
 	finish := func() {
@@ -76,11 +85,15 @@ func (t *Table) drive(a *ask) {
 		}
 		t.end(a)
 	}
-	if p.Decided() {
+	switch {
+	case p.Decided():
 		finish()
-	} else {
+	case p.Ready() == nil:
 		go finish()
+	default:
+		return unfinished{p.Ready(), finish}
 	}
+	return unfinished{}
 }
 
 // pursue asks until there is an answer or nobody is left who wants it.

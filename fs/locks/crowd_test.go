@@ -177,6 +177,7 @@ func TestCrowdWithLostSessions(t *testing.T) {
 func crowd(t *testing.T, lose bool) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
+		m.prompt = rand.IntN(2) == 0
 		options := Options{KeepIdle: time.Duration(rand.IntN(3)) * 50 * time.Millisecond, Turn: time.Duration(rand.IntN(3)) * time.Millisecond}
 		m.delay = time.Duration(rand.IntN(3)) * time.Millisecond
 		w := &witness{t: t, off: lose, has: map[string]map[uint64]map[string]backends.Mode{}}

@@ -19,6 +19,7 @@ func keeping(t *testing.T, nodes int, test func(s *script)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := &script{T: t, m: newMemory()}
+		s.m.prompt = rand.IntN(2) == 0
 		for range nodes {
 			s.nodes = append(s.nodes, newTableWith(t, s.m, Options{KeepIdle: keepIdle}))
 		}

@@ -39,10 +39,11 @@ func (t *Table) Lock(ctx context.Context, r Request) error {
 			return nil
 		default:
 			t.aside(s.work)
+			var rest unfinished
 			if s.ask != nil {
-				t.drive(s.ask)
+				rest = t.drive(s.ask)
 			}
-			return t.await(ctx, s.w)
+			return t.await(ctx, s.w, rest)
 		}
 	}
 }
@@ -169,8 +170,14 @@ func (c *core) resume(r *Request) *waiter {
 	return nil
 }
 
-// await waits for the decision or the caller's end.
-func (t *Table) await(ctx context.Context, w *waiter) error {
+// await waits for the decision or the caller's end. It finishes the attempt that is under way when that is ready, or
+// leaves it to another goroutine: the waiter may be decided without it, or go, and others share it.
+func (t *Table) await(ctx context.Context, w *waiter, rest unfinished) error {
+	defer func() {
+		if rest.finish != nil {
+			go rest.finish()
+		}
+	}()
 	if w.decided() {
 		return w.err
 	}
@@ -178,6 +185,14 @@ func (t *Table) await(ctx context.Context, w *waiter) error {
 		return err
 	}
 	defer t.watchWait(w)()
+	select {
+	case <-w.done:
+		return w.err
+	case <-rest.ready:
+		rest.finish()
+		rest = unfinished{}
+	case <-ctx.Done():
+	}
 	select {
 	case <-w.done:
 		return w.err

@@ -24,6 +24,7 @@ type memory struct {
 	ids      int
 	delay    time.Duration // each message takes up to this
 	verbs    int           // requests carried out
+	prompt   bool          // sessions are backends.Prompt
 }
 
 func newMemory() *memory {
@@ -51,6 +52,9 @@ func (m *memory) open(context.Context) (backends.Session, error) {
 	s := &memorySession{m: m, id: fmt.Sprint("session", m.ids), events: make(chan backends.Event, 1000),
 		over: make(chan struct{}), waiting: map[string]chan result{}}
 	m.sessions[s.id] = s
+	if m.prompt {
+		return promptSession{s}, nil
+	}
 	return s, nil
 }
 

@@ -149,6 +149,7 @@ func beginChange(s backends.Session, name string, changes []backends.Change) bac
 // later is a request that is made when its result is asked for.
 type later[T any] func(ctx context.Context) (T, error)
 
+func (later[T]) Ready() <-chan struct{}                  { return nil }
 func (later[T]) Decided() bool                           { return false }
 func (f later[T]) Result(ctx context.Context) (T, error) { return f(ctx) }
 
