@@ -91,6 +91,9 @@ func (f *FileSystem) lookAhead(n *node, name string, thread uint32, out *fuse.At
 		f.answer(n, &info, out)
 		return true, nil
 	}
+	if n.wrote.Load() {
+		return false, nil
+	}
 	removals := f.nodes.looks.removals.Load()
 	info, err := f.store.Stat(f.life, name)
 	if err != nil || info.Ino != n.ino {

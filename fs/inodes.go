@@ -2,6 +2,7 @@ package fs
 
 import (
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -16,6 +17,8 @@ type node struct {
 	id, ino uint64
 	// private: looked up for one open only; see retry.go.
 	private bool
+	// wrote: the last open here was for writing; see looks.go.
+	wrote atomic.Bool
 
 	// Guarded by nodes.mu.
 	name    string         // what Rename on this mount made of it

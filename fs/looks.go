@@ -13,7 +13,8 @@ import (
 // asks the store by name and leaves the answer for the OPEN that follows: it is the truth of a moment within the
 // program's own open(2), as it would be were the file system faster.
 //
-// An open that locks doesn't use it: what it has waited for may have changed the name.
+// An open that locks doesn't use it: what it has waited for may have changed the name. So GETATTR asks by inode, which ZooKeeper
+// answers with a request less, where the last open was for writing.
 //
 // A CREATE is followed by GETATTR too; that one gets what CREATE has just made, and leaves nothing for an OPEN.
 

@@ -15,14 +15,15 @@ import (
 	"lockfs/config"
 )
 
-// asked counts how often a store is asked what something is.
+// asked counts how often a store is asked what something is, and how often of that by its name.
 type asked struct {
 	backends.Backend
-	n atomic.Int64
+	n, byName atomic.Int64
 }
 
 func (a *asked) Stat(ctx context.Context, name string) (backends.Info, error) {
 	a.n.Add(1)
+	a.byName.Add(1)
 	return a.Backend.Stat(ctx, name)
 }
 
@@ -99,25 +100,27 @@ func TestOpenAsksOnce(t *testing.T) {
 	k := kernel{t, f, 7}
 	node := k.lookup("x")
 	for _, c := range []struct {
-		what   string
-		flags  uint32
-		thread uint32 // that opens
-		want   int64
+		what         string
+		flags        uint32
+		thread       uint32 // that opens
+		want, byName int64
 	}{
-		{"an open for reading", syscall.O_RDONLY, 7, 1},
-		{"an open for writing", syscall.O_WRONLY, 7, 2},
-		{"an open by another thread", syscall.O_RDONLY, 8, 2},
-		{"an open from another pid namespace", syscall.O_RDONLY, 0, 2},
+		{"an open for reading", syscall.O_RDONLY, 7, 1, 1},
+		{"an open for writing", syscall.O_WRONLY, 7, 2, 2},
+		{"another one", syscall.O_WRONLY, 7, 2, 1},
+		{"an open for reading after it", syscall.O_RDONLY, 7, 2, 1},
+		{"an open by another thread", syscall.O_RDONLY, 8, 2, 2},
+		{"an open from another pid namespace", syscall.O_RDONLY, 0, 2, 2},
 	} {
-		before := store.n.Load()
+		before, byName := store.n.Load(), store.byName.Load()
 		if status := k.getattr(node); status != fuse.OK {
 			t.Fatalf("%s: attributes: %v", c.what, status)
 		}
 		if status := (kernel{t, f, c.thread}).open(node, c.flags); status != fuse.OK {
 			t.Fatalf("%s: %v", c.what, status)
 		}
-		if n := store.n.Load() - before; n != c.want {
-			t.Errorf("%s asks the store %d times, not %d", c.what, n, c.want)
+		if n, names := store.n.Load()-before, store.byName.Load()-byName; n != c.want || names != c.byName {
+			t.Errorf("%s asks the store %d times, %d of them by name; not %d and %d", c.what, n, names, c.want, c.byName)
 		}
 		if c.thread != 7 {
 			k.f.nodes.looks.take(7, nil, false) // what thread 7 left

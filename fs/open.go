@@ -52,6 +52,7 @@ func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *f
 
 // whatIsOpened says what the name is now. Where nothing was waited for, the thread's GETATTR has just asked.
 func (f *FileSystem) whatIsOpened(n *node, name string, in *fuse.OpenIn, told *retry) (backends.Info, error) {
+	n.wrote.Store(writes(in.Flags))
 	if info, ok := f.nodes.looks.take(in.Pid, n, false); ok && told == nil && !writes(in.Flags) {
 		return info, nil
 	}
