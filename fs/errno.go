@@ -37,12 +37,13 @@ var kinds = []struct {
 	{backends.ErrForeign, syscall.EIO},
 }
 
-// errno returns what a program gets for err. A syscall.Errno stands for itself.
+// errno returns what a program gets for err. A syscall.Errno stands for itself, but not the network's (ECONNRESET): for a
+// program its file is on no network.
 func errno(err error) syscall.Errno {
 	if err == nil {
 		return 0
 	}
-	if e, ok := errors.AsType[syscall.Errno](err); ok {
+	if e, ok := errors.AsType[syscall.Errno](err); ok && !errors.Is(err, backends.ErrUnavailable) {
 		return e
 	}
 	for _, k := range kinds {

@@ -49,6 +49,9 @@ func TestErrno(t *testing.T) {
 			t.Errorf("%v: %v, not %v", err, got, want)
 		}
 	}
+	if got := errno(fmt.Errorf("%w: %w", backends.ErrUnavailable, syscall.ECONNRESET)); got != syscall.EIO {
+		t.Errorf("the network's errno: %v", got)
+	}
 	if got := errno(lockErrno(fmt.Errorf("lock: %w", backends.ErrUnavailable))); got != syscall.ENOLCK {
 		t.Errorf("a lock call while the back end is out of reach: %v", got)
 	}

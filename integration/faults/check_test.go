@@ -9,27 +9,51 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// byName sorts the grants of each name by the time when their owners knew of them.
-func byName(all []grant) map[string][]grant {
-	names := map[string][]grant{}
+// byCell sorts the grants of each cell of each name by the time when their owners knew of them. Each cell is a lock of its own:
+// what is right of the ranges as a whole is right of each, and two ranges that overlap meet in a cell.
+func byCell(all []grant) map[string][]grant {
+	cells := map[string][]grant{}
 	for _, g := range all {
-		names[g.Name] = append(names[g.Name], g)
+		for cell := g.First; cell <= g.Last; cell++ {
+			key := fmt.Sprintf("%s cell %d", g.Name, cell)
+			cells[key] = append(cells[key], g)
+		}
 	}
-	for _, list := range names {
+	for _, list := range cells {
 		slices.SortFunc(list, func(a, b grant) int { return int(min(max(a.From-b.From, -1), 1)) })
 	}
-	return names
+	return cells
 }
 
 // check returns what is wrong with a history.
 func check(all []grant) []string {
-	var wrong []string
-	for name, list := range byName(all) {
+	wrong := repeated(all)
+	for cell, list := range byCell(all) {
 		wrong = append(wrong, overlaps(list)...)
 		wrong = append(wrong, tokens(list)...)
-		if s := linearizable(name, list); s != "" {
+		if s := linearizable(cell, list); s != "" {
 			wrong = append(wrong, s)
 		}
+	}
+	slices.Sort(wrong) // what is wrong in several cells is said once
+	return slices.Compact(wrong)
+}
+
+// repeated: no two writers of a name have the same token, whatever bytes they have.
+func repeated(all []grant) (wrong []string) {
+	type token struct {
+		name string
+		n    uint64
+	}
+	writers := map[token]grant{}
+	for _, g := range all {
+		if !g.Write || g.Token == 0 {
+			continue
+		}
+		if before, ok := writers[token{g.Name, g.Token}]; ok {
+			wrong = append(wrong, fmt.Sprintf("a token that is repeated:\n\t%v\n\t%v", before, g))
+		}
+		writers[token{g.Name, g.Token}] = g
 	}
 	return wrong
 }
@@ -67,8 +91,7 @@ func overlaps(list []grant) (wrong []string) {
 	return wrong
 }
 
-// tokens: each is greater than those before it that it excludes. Those who follow each other on one node
-// may share one, for the node hands on what it has.
+// tokens: each is greater than those before it that it excludes, on the same node too.
 func tokens(list []grant) (wrong []string) {
 	var greatest furthest
 	for i := range list {
@@ -76,7 +99,7 @@ func tokens(list []grant) (wrong []string) {
 		if g.Token == 0 {
 			continue // it was gone before it could ask
 		}
-		if before := greatest.against(g); before != nil && !greater(g.Token, g.node(), before.Token, before.node()) {
+		if before := greatest.against(g); before != nil && g.Token <= before.Token {
 			wrong = append(wrong, fmt.Sprintf("a token that is not greater:\n\t%v\n\t%v", *before, *g))
 		}
 		greatest.add(g, func(g *grant) int64 { return int64(g.Token) })
@@ -84,14 +107,9 @@ func tokens(list []grant) (wrong []string) {
 	return wrong
 }
 
-func greater(token uint64, node string, before uint64, nodeBefore string) bool {
-	return token > before || token == before && node == nodeBefore
-}
-
 // operation is what the model is asked: a grant, or its release.
 type operation struct {
 	owner   string
-	node    string
 	write   bool
 	release bool
 	token   uint64
@@ -102,9 +120,7 @@ type lockState struct {
 	writer  string
 	readers string // "owner,owner,", sorted
 	token   uint64
-	node    string // that had it last
 	written uint64 // of write locks alone
-	writing string // the node that had that
 }
 
 // readWriteLock is the model: what one lock without any fault does. A lease makes no
@@ -129,19 +145,12 @@ func (s lockState) step(o operation) (bool, any) {
 		return s.readers != before, s
 	case s.writer != "" || o.write && s.readers != "":
 		return false, s
-	case o.token != 0 && !greater(o.token, o.node, s.written, s.writing):
-		return false, s
-	case o.token != 0 && o.write && !greater(o.token, o.node, s.token, s.node):
+	case o.token != 0 && (o.token <= s.written || o.write && o.token <= s.token):
 		return false, s
 	}
-	if o.token > s.token {
-		s.token, s.node = o.token, o.node
-	}
+	s.token = max(s.token, o.token)
 	if o.write {
-		s.writer = o.owner
-		if o.token > s.written {
-			s.written, s.writing = o.token, o.node
-		}
+		s.writer, s.written = o.owner, max(s.written, o.token)
 		return true, s
 	}
 	owners := append(strings.Split(strings.TrimSuffix(s.readers, ","), ","), o.owner)
@@ -157,7 +166,7 @@ const decideWithin = 30 * time.Second
 func linearizable(name string, list []grant) string {
 	var ops []porcupine.Operation
 	for i, g := range list {
-		o := operation{owner: g.Owner, node: g.node(), write: g.Write, token: g.Token}
+		o := operation{owner: g.Owner, write: g.Write, token: g.Token}
 		ops = append(ops, porcupine.Operation{ClientId: 2 * i, Input: o, Call: g.Invoked, Return: g.From})
 		o.release = true
 		// At To it held still.
@@ -176,7 +185,7 @@ func linearizable(name string, list []grant) string {
 // margins returns how long after each kind of end the next grant that it excluded came, at least; never where none came.
 func margins(all []grant) map[ending]time.Duration {
 	least := map[ending]time.Duration{}
-	for _, list := range byName(all) {
+	for _, list := range byCell(all) {
 		for i, g := range list {
 			for _, next := range list[i+1:] {
 				if next.From <= g.To || !next.Write && !g.Write {

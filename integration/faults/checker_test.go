@@ -21,6 +21,11 @@ func (g grant) gone() grant {
 	return g
 }
 
+func cells(first, last int, g grant) grant {
+	g.First, g.Last = first, last
+	return g
+}
+
 func on(name string, g grant) grant {
 	g.Name = name
 	return g
@@ -33,6 +38,7 @@ func TestChecks(t *testing.T) {
 		overlap bool
 		token   bool
 		order   bool
+		repeat  bool // by others that don't exclude it
 	}{
 		"one after the other":                       {history: []grant{w("a", 1, 0, 1, 5), w("b", 2, 2, 7, 9)}},
 		"two writers":                               {history: []grant{w("a", 1, 0, 1, 5), w("b", 2, 2, 5, 9)}, overlap: true, order: true},
@@ -48,24 +54,29 @@ func TestChecks(t *testing.T) {
 		"a token repeated":                          {history: []grant{w("a", 7, 0, 1, 5), w("b", 7, 2, 7, 9)}, token: true, order: true},
 		"a token repeated later, by a reader":       {history: []grant{w("a", 7, 0, 1, 2), w("b", 8, 2, 4, 5), r("c", 7, 2, 7, 9)}, token: true, order: true},
 		"a token smaller than a reader's":           {history: []grant{r("a", 7, 0, 1, 2), w("b", 6, 2, 4, 5)}, token: true, order: true},
-		"a token handed on within a node":           {history: []grant{w("n/a", 7, 0, 1, 5), w("n/b", 7, 2, 7, 9)}},
+		"a token repeated within a node":            {history: []grant{w("n/a", 7, 0, 1, 5), w("n/b", 7, 2, 7, 9)}, token: true, order: true},
+		"a token repeated for other bytes":          {history: []grant{w("a", 7, 0, 1, 5), cells(1, 2, w("b", 7, 2, 3, 9))}, repeat: true},
+		"bytes that don't overlap":                  {history: []grant{w("a", 7, 0, 1, 5), cells(1, 2, w("b", 8, 2, 3, 9))}},
+		"bytes that overlap":                        {history: []grant{cells(0, 1, w("a", 7, 0, 1, 5)), cells(0, 2, w("b", 8, 2, 3, 9))}, overlap: true, order: true},
+		"bytes that overlap, readers":               {history: []grant{cells(0, 1, r("a", 7, 0, 1, 5)), cells(0, 2, r("b", 8, 2, 3, 9))}},
+		"readers of a node share a token":           {history: []grant{w("a", 6, 0, 1, 2), r("n/a", 7, 0, 4, 9), r("n/b", 7, 2, 5, 9), w("c", 8, 2, 11, 12)}},
 		"a smaller token within a node":             {history: []grant{w("n/a", 7, 0, 1, 5), w("n/b", 6, 2, 7, 9)}, token: true, order: true},
-		"handed on, and then to another node":       {history: []grant{w("n/a", 7, 0, 1, 5), w("n/b", 7, 2, 7, 9), r("m/c", 7, 3, 10, 11)}, token: true, order: true},
+		"a writer's token shown to a reader":        {history: []grant{w("n/a", 7, 0, 1, 5), r("m/c", 7, 3, 10, 11)}, token: true, order: true},
 		"readers' tokens in no order":               {history: []grant{r("a", 7, 0, 1, 2), r("b", 6, 0, 4, 5), w("c", 8, 2, 7, 8)}},
 		"a token that is not known":                 {history: []grant{w("a", 7, 0, 1, 2), w("b", 0, 2, 4, 5), w("c", 8, 2, 7, 8)}},
 		"another's claim released, let in too soon": {history: []grant{w("a", 1, 0, 1, 9), w("b", 2, 2, 4, 5), w("c", 3, 2, 7, 8)}, overlap: true, order: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if found := len(overlaps(byName(c.history)["x"])) > 0; found != c.overlap {
+			if found := len(overlaps(byCell(c.history)["x cell 0"])) > 0; found != c.overlap {
 				t.Errorf("overlap found: %v, want %v", found, c.overlap)
 			}
-			if found := len(tokens(byName(c.history)["x"])) > 0; found != c.token {
+			if found := len(tokens(byCell(c.history)["x cell 0"])) > 0; found != c.token {
 				t.Errorf("token found: %v, want %v", found, c.token)
 			}
-			if found := linearizable("x", byName(c.history)["x"]) != ""; found != c.order {
+			if found := linearizable("x cell 0", byCell(c.history)["x cell 0"]) != ""; found != c.order {
 				t.Errorf("no order found: %v, want %v", found, c.order)
 			}
-			if found := len(check(c.history)) > 0; found != (c.overlap || c.token || c.order) {
+			if found := len(check(c.history)) > 0; found != (c.overlap || c.token || c.order || c.repeat) {
 				t.Errorf("check found %q", check(c.history))
 			}
 		})

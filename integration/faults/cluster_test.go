@@ -82,10 +82,13 @@ func (c *cluster) addrs() []string {
 	return []string{c.server.Addr()}
 }
 
-// lease is the nodes'. Under Sentinels it is one that outlasts a fail-over, so that there is something to lose.
+// lease is the nodes'. Where another server can take over it is one that outlasts that, so that there is something to lose.
 func (c *cluster) lease() time.Duration {
-	if c.kind == onSentinel {
+	switch c.kind {
+	case onSentinel:
 		return 3 * ttl
+	case onEnsemble:
+		return 2 * ttl
 	}
 	return ttl
 }

@@ -43,6 +43,7 @@ var kinds = []fault{
 	{kind: "cut off, refused", remote: true, do: cut(refuses, ttl/4, 2*ttl)},
 	{kind: "cut off, half open", remote: true, do: cut(swallows, ttl/4, 2*ttl)},
 	{kind: "delayed by more than the lease", remote: true, do: cut(holds, ttl*11/10, 2*ttl)},
+	{kind: "answers late, then cut off", remote: true, do: lateThenCut},
 	{kind: "back end restarted", remote: true, server: true, do: restart(false)},
 	{kind: "back end restarted empty", server: true, only: "redis", do: restart(true)},
 	{kind: "session expired", only: "zookeeper " + onEnsemble, do: expireSession},
@@ -135,6 +136,17 @@ func cut(mode network, least, most time.Duration) func(*run, *node, *rand.Rand) 
 		n.proxy.set(passes)
 		return true
 	}
+}
+
+// lateThenCut makes the answers late for long enough for the lease to be renewed by one, and then cuts the node off: who counted a
+// lease from the answer would hold on for too long.
+func lateThenCut(_ *run, n *node, rng *rand.Rand) bool {
+	n.proxy.set(late)
+	time.Sleep(between(rng, ttl/2, ttl))
+	n.proxy.set(swallows)
+	time.Sleep(ttl * 3 / 2)
+	n.proxy.set(passes)
+	return true
 }
 
 func restart(empty bool) func(*run, *node, *rand.Rand) bool {

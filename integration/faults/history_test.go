@@ -28,14 +28,16 @@ const (
 
 // grant is one owner's time in a critical section, in ns of CLOCK_BOOTTIME.
 type grant struct {
-	Owner    string // node/worker#attempt
-	Name     string
-	Write    bool
-	Token    uint64 // 0: not known
-	Invoked  int64  // the lock call began
-	From, To int64  // it held for sure, both included
-	Gone     int64  // the latest time at which the release has taken effect; never: some time after To
-	End      ending
+	Owner string // node/worker#attempt
+	Name  string
+	Write bool
+	// First and Last are its cells, both included.
+	First, Last int
+	Token       uint64 // 0: not known
+	Invoked     int64  // the lock call began
+	From, To    int64  // it held for sure, both included
+	Gone        int64  // the latest time at which the release has taken effect; never: some time after To
+	End         ending
 }
 
 // node is the node of the owner.
@@ -49,8 +51,8 @@ func (g grant) String() string {
 	if g.Write {
 		mode = "write"
 	}
-	return fmt.Sprintf("%s %s lock of %s, token %d, asked at %d, held from %d to %d (%v), %s",
-		mode, g.Name, g.Owner, g.Token, g.Invoked, g.From, g.To, time.Duration(g.To-g.From), g.End)
+	return fmt.Sprintf("%s lock of %s on %s, cells %d to %d, token %d, asked at %d, held from %d to %d (%v), %s",
+		mode, g.Owner, g.Name, g.First, g.Last, g.Token, g.Invoked, g.From, g.To, time.Duration(g.To-g.From), g.End)
 }
 
 // record is all that is known of a worker that has ended.
@@ -103,7 +105,7 @@ func (r record) grants() (all []grant, failed map[string]int) {
 	for _, e := range r.events {
 		switch e.Kind {
 		case evInvoke:
-			g = grant{Owner: fmt.Sprintf("%s#%d", r.owner, e.Attempt), Name: e.Name, Write: e.Write, Invoked: e.At}
+			g = grant{Owner: fmt.Sprintf("%s#%d", r.owner, e.Attempt), Name: e.Name, Write: e.Write, First: e.First, Last: e.Last, Invoked: e.At}
 		case evFail:
 			failed[e.How+" "+errnoText(e.Errno)]++
 		case evOK:

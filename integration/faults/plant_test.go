@@ -15,6 +15,7 @@ import (
 // planted is a bug: old is replaced by new in a source file, for the build alone.
 type planted struct {
 	file, old, new string
+	kills          bool // on_lost KILL
 	// found: each finding of one of these kinds shows it.
 	found []string
 }
@@ -24,18 +25,26 @@ var plants = map[string]planted{
 		file: "backends/lease/lease.go", old: "return l.ttl - l.Margin()", new: "return l.ttl + l.Margin()",
 		found: []string{"two holders"},
 	},
+	"no margin: the lease ends with the server's": {
+		file: "backends/lease/lease.go", old: "return l.ttl - l.Margin()", new: "return l.ttl",
+		kills: true, found: []string{"two holders"},
+	},
+	"no margin, and renewals counted from the answer": {
+		file: "backends/lease/lease.go", old: "next := int64(sent + l.usable())", new: "next := int64(Now() + l.ttl)",
+		found: []string{"two holders"},
+	},
 	"token repeated": {
 		file: "backends/redis/claims.go", old: "Token: token, Seq: token, Contended", new: "Token: token / 10000000 * 10000000, Seq: token, Contended",
-		found: []string{"a token that is not greater"},
+		found: []string{"a token that is not greater", "a token that is repeated"},
 	},
 	"release dropped": {
-		file: "backends/redis/change.go", old: "args = append(args, c.ID, len(c.To))",
-		new:   `if s.numbers.Add(1)%20 == 0 { c.ID += "x" }; args = append(args, c.ID, len(c.To))`,
+		file: "backends/redis/change.go", old: "args = append(args, change.ID, len(change.To))",
+		new:   `id := change.ID; if c.s.numbers.Add(1)%20 == 0 { id += "x" }; args = append(args, id, len(change.To))`,
 		found: []string{"has taken no lock", "does not end", "left in the back end"},
 	},
 	"release sent for all that the node has of the name": {
-		file: "backends/redis/change.go", old: "args := []any{name}",
-		new:   `args := []any{name}; s.mu.Lock(); for id, h := range s.claims { if h.name == name { args = append(args, id, 0) } }; s.mu.Unlock()`,
+		file: "backends/redis/change.go", old: "args := []any{c.name}",
+		new:   `args := []any{c.name}; c.s.mu.Lock(); for id, h := range c.s.claims { if h.name == c.name { args = append(args, id, 0) } }; c.s.mu.Unlock()`,
 		found: []string{"two holders"},
 	},
 }
@@ -74,7 +83,7 @@ func TestPlanted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			program := p.plant(t)
 			for round := range 5 {
-				res := perform(t, plan{backend: "redis", alone: round > 0, program: program, mixed: 15 * time.Second, patience: 15 * time.Second}, newSeed(t))
+				res := perform(t, plan{backend: "redis", kills: p.kills, alone: round > 0 || p.kills, program: program, mixed: 15 * time.Second, patience: 15 * time.Second}, newSeed(t))
 				for _, w := range res.wrong {
 					if slices.ContainsFunc(p.found, func(s string) bool { return strings.Contains(w, s) }) {
 						t.Logf("found in run %d, seed %d, of %d acquisitions: %s", round+1, res.seed, res.grants, w)

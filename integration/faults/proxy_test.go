@@ -17,6 +17,7 @@ const (
 	refuses          // connections are reset, new ones too
 	swallows         // connections stay and nothing arrives, either way; in the end they are reset
 	holds            // nothing arrives either way until the end; then all of it does
+	late             // each answer comes late, but in time for who waits for it
 )
 
 // proxy is a node's way to the server, or to all of several.
@@ -196,7 +197,16 @@ func (p *proxy) pass(l *link) bool {
 		<-changed
 		p.mu.Lock()
 	}
-	return p.mode == passes && !l.gap
+	return (p.mode == passes || p.mode == late) && !l.gap
+}
+
+// lateness is how late an answer is: just less than an attempt to renew the lease waits for it.
+const lateness = ttl / 6
+
+func (p *proxy) isLate() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mode == late
 }
 
 // lastSent is when bytes from the node were last passed on to the server.
@@ -210,6 +220,9 @@ func (p *proxy) pump(l *link, from, to net.Conn) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
+		if from == l.halves[1] && p.isLate() {
+			time.Sleep(lateness)
+		}
 		if !p.pass(l) {
 			break
 		}

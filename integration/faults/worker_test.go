@@ -43,6 +43,8 @@ type event struct {
 	Attempt int64
 	Name    string `json:",omitempty"`
 	Write   bool   `json:",omitempty"`
+	First   int    `json:",omitempty"` // its cells
+	Last    int    `json:",omitempty"`
 	How     string `json:",omitempty"`
 	Errno   int    `json:",omitempty"` // -1: not known
 	Token   uint64 `json:",omitempty"`
@@ -63,8 +65,20 @@ const (
 // Ways to take a lock, and to let it go.
 const (
 	waiting, trying, limited = "wait", "try", "limit"
+	opening                  = "open-" // before one of them
 	unlocking, closing       = "unlock", "close"
 )
+
+// Doors: what takes the lock. All lead to the same.
+const (
+	byFlock = iota
+	byFcntl // classic, owned by the process
+	byOFD
+	byOpen // for writing
+)
+
+// Cells are what ranges are made of: so many bytes each, the last one goes on to the end of all files.
+const cellCount, cellSize = 3, 100
 
 // board is memory that a worker shares with the harness: what it does, even when it was killed.
 type board struct {
@@ -112,6 +126,7 @@ type worker struct {
 	board *board
 	storm *weather
 	stop  atomic.Bool
+	door  int // of the attempt
 }
 
 // workerMain runs until its standard input ends.
@@ -164,10 +179,25 @@ func (w *worker) say(e event) {
 
 // attempt takes one lock and lets it go; false where it got none.
 func (w *worker) attempt(n int64) bool {
-	e := event{Attempt: n, Name: w.Names[w.rng.IntN(len(w.Names))], Write: w.rng.IntN(3) > 0}
+	e := event{Attempt: n, Name: w.Names[w.rng.IntN(len(w.Names))], Write: w.rng.IntN(3) > 0, Last: cellCount - 1}
 	e.How = []string{waiting, waiting, waiting, trying, limited}[w.rng.IntN(5)]
+	w.door = []int{byFlock, byFlock, byFlock, byFcntl, byOFD, byOpen}[w.rng.IntN(6)]
 	w.board.Attempt.Store(n)
-	f, err := w.open(e.Name)
+	if w.door == byOpen {
+		return w.attemptOpen(e)
+	}
+	flags := unix.O_RDONLY
+	if w.door != byFlock {
+		e.First = w.rng.IntN(cellCount)
+		e.Last = e.First + w.rng.IntN(cellCount-e.First)
+		if e.How == limited {
+			e.How = trying
+		}
+		if e.Write {
+			flags = unix.O_RDWR
+		}
+	}
+	f, err := w.open(e.Name, flags)
 	if err != nil {
 		w.board.Opening.Add(1)
 		return false
@@ -176,7 +206,37 @@ func (w *worker) attempt(n int64) bool {
 	e.Kind, e.At = evInvoke, now()
 	w.say(e)
 	w.board.State.Store(asking)
-	errno := w.lock(f, e)
+	return w.came(f, e, w.lock(f, e))
+}
+
+// attemptOpen takes the lock as open(name, "w") does. Its first write waits for it where the open was let through without
+// (docs/contract.md, 'Open for writing'), so it holds for sure when that has returned.
+func (w *worker) attemptOpen(e event) bool {
+	e.Write = true
+	flags := unix.O_WRONLY | unix.O_TRUNC
+	if e.How != waiting {
+		e.How, flags = trying, flags|unix.O_NONBLOCK
+	}
+	e.How = opening + e.How
+	e.Kind, e.At = evInvoke, now()
+	w.say(e)
+	w.board.State.Store(asking)
+	f, err := w.open(e.Name, flags)
+	if errors.Is(err, errBelow) {
+		w.board.Opening.Add(1)
+		return w.came(nil, e, int(unix.ENOTCONN))
+	}
+	if err == nil {
+		defer f.Close()
+		for err = unix.EINTR; err == unix.EINTR; {
+			_, err = unix.Pwrite(int(f.Fd()), []byte(w.Mount), 0)
+		}
+	}
+	return w.came(f, e, number(err))
+}
+
+// came is what follows on a lock call: that it failed, or the time with the lock.
+func (w *worker) came(f *os.File, e event, errno int) bool {
 	w.board.Marked.Store(0)
 	w.board.Mark.Store(0)
 	e.At, e.Errno = now(), errno
@@ -186,7 +246,7 @@ func (w *worker) attempt(n int64) bool {
 		w.board.Failures.Add(1)
 		return false
 	}
-	w.board.Marked.Store(n)
+	w.board.Marked.Store(e.Attempt)
 	w.board.State.Store(holding)
 	w.board.Grants.Add(1)
 	e.Kind = evOK
@@ -198,8 +258,12 @@ func (w *worker) attempt(n int64) bool {
 }
 
 // open opens a name, if the mount is there.
-func (w *worker) open(name string) (*os.File, error) {
-	fd, err := unix.Open(filepath.Join(w.Mount, name), unix.O_RDONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o666)
+func (w *worker) open(name string, flags int) (*os.File, error) {
+	fd := -1
+	err := error(unix.EINTR)
+	for err == unix.EINTR { // the Go runtime's own signals
+		fd, err = unix.Open(filepath.Join(w.Mount, name), flags|unix.O_CREAT|unix.O_CLOEXEC, 0o666)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -207,13 +271,19 @@ func (w *worker) open(name string) (*os.File, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Dev == w.Outside {
 		f.Close()
-		return nil, errors.Join(err, errors.New("not on the mount"))
+		return nil, errors.Join(err, errBelow)
 	}
 	return f, nil
 }
 
+// errBelow: the file is not on the mount, which has gone.
+var errBelow = errors.New("not on the mount")
+
 // lock asks for the lock, and returns the errno.
 func (w *worker) lock(f *os.File, e event) int {
+	if w.door != byFlock {
+		return w.lockRange(f, e)
+	}
 	how := unix.LOCK_SH
 	if e.Write {
 		how = unix.LOCK_EX
@@ -228,6 +298,32 @@ func (w *worker) lock(f *os.File, e event) int {
 		err := unix.Flock(int(f.Fd()), how)
 		if err != unix.EINTR { // the Go runtime's own signals
 			return number(err)
+		}
+	}
+}
+
+// lockRange asks for the event's cells by fcntl.
+func (w *worker) lockRange(f *os.File, e event) int {
+	mode := int16(unix.F_RDLCK)
+	if e.Write {
+		mode = unix.F_WRLCK
+	}
+	return number(w.fcntl(f, e, mode, e.How == waiting))
+}
+
+// fcntl locks or unlocks the event's cells.
+func (w *worker) fcntl(f *os.File, e event, mode int16, wait bool) error {
+	command := map[bool]int{false: unix.F_SETLK, true: unix.F_SETLKW}[wait]
+	if w.door == byOFD {
+		command = map[bool]int{false: unix.F_OFD_SETLK, true: unix.F_OFD_SETLKW}[wait]
+	}
+	lock := unix.Flock_t{Type: mode, Start: int64(e.First * cellSize), Len: int64((e.Last - e.First + 1) * cellSize)}
+	if e.Last == cellCount-1 {
+		lock.Len = 0
+	}
+	for {
+		if err := unix.FcntlFlock(f.Fd(), command, &lock); err != unix.EINTR {
+			return err
 		}
 	}
 }
@@ -317,12 +413,15 @@ func (w *worker) release(f *os.File, e event) {
 	w.say(e)
 	w.board.State.Store(letting)
 	var err error
-	if e.How == unlocking {
+	switch {
+	case e.How == closing:
+		err = f.Close()
+	case w.door == byFcntl || w.door == byOFD:
+		err = w.fcntl(f, e, unix.F_UNLCK, false)
+	default:
 		for err = unix.EINTR; err == unix.EINTR; {
 			err = unix.Flock(int(f.Fd()), unix.LOCK_UN)
 		}
-	} else {
-		err = f.Close()
 	}
 	if err != nil {
 		w.lost(e, err)
