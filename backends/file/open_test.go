@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -121,6 +122,13 @@ func TestDirectoryRemoved(t *testing.T) {
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
 		}
+		looking, stop := context.WithCancel(t.Context())
+		var looks sync.WaitGroup
+		looks.Go(func() { // programs go on opening files meanwhile
+			for looking.Err() == nil {
+				_, _ = b.Stat(looking, "f") // which is there or not, or nobody knows
+			}
+		})
 		if ask {
 			_, err := s.Change(bounded(t), "x", []backends.Change{{ID: c.ID}})
 			if !errors.Is(err, backends.ErrSessionOver) && !errors.Is(err, backends.ErrUnavailable) {
@@ -141,6 +149,8 @@ func TestDirectoryRemoved(t *testing.T) {
 		// The node goes on with a new session in a directory made anew.
 		again := openSession(t, b)
 		next := acquire(t, again, "x")
+		stop()
+		looks.Wait()
 		if peer.Valid() {
 			t.Error("locks are granted anew while a session of the old directory does not know that it is gone")
 		}

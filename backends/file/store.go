@@ -27,7 +27,9 @@ type store struct {
 }
 
 func (st *store) openStore(dir string) error {
-	st.dir, st.path = dir, filepath.Join(dir, "lock")
+	if st.dir == "" { // else it is made anew, under requests that run
+		st.dir, st.path = dir, filepath.Join(dir, "lock")
+	}
 	for _, d := range []string{filepath.Join(dir, "inodes"), st.entriesDir(backends.RootIno)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return kind(err)
