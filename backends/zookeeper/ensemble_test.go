@@ -13,7 +13,7 @@ import (
 )
 
 // TestStaleLeader: a leader that has been deposed and does not know it yet renews no lease. It answers a sync, for
-// that needs nobody else.
+// that needs nobody else. A node that reaches other servers goes to one of them in time.
 func TestStaleLeader(t *testing.T) {
 	e := testserver.Ensemble(t, 100) // the leader does without the others for 20 s
 	open := func(cluster string, servers ...int) *Backend {
@@ -32,9 +32,15 @@ func TestStaleLeader(t *testing.T) {
 	others := []int{(old + 1) % testserver.Members, (old + 2) % testserver.Members}
 	holder := newSession(t, open("c", old), 2*time.Second)
 	waiter := newSession(t, open("c", others...), time.Minute)
+	all := open("c", 0, 1, 2)
+	mover := newSession(t, all, 20*time.Second)
+	for mover.link.conn.Server() != e.Server(old).Addr() { // the library begins at a random one
+		mover = newSession(t, all, 20*time.Second)
+	}
 	if _, err := holder.Acquire(t.Context(), "x", backends.Request{Lock: writing}); err != nil {
 		t.Fatal(err)
 	}
+	cut := time.Now()
 	// The others forget the old leader at once; it hears nothing of that.
 	e.Cut(old, false)
 	for _, i := range others {
@@ -59,6 +65,12 @@ func TestStaleLeader(t *testing.T) {
 	}
 	if !strings.Contains(e.Server(old).Command("srvr"), "Mode: leader") {
 		t.Error("the old leader has noticed, so this shows nothing")
+	}
+	for time.Since(cut) < mover.lease.Interval()*5 { // the lease is for four
+		if !mover.Valid() {
+			t.Fatalf("a session that could reach two of three servers was lost after %v: %v", time.Since(cut), mover.Err())
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	e.Heal()
 }
