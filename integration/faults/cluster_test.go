@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,8 +34,6 @@ type cluster struct {
 	entry func(addrs []string) string
 	// left names the claims and requests that the server has.
 	left func() ([]string, error)
-
-	nodes int // that there are
 }
 
 const clusterName = "faults"
@@ -91,16 +88,6 @@ func (c *cluster) lease() time.Duration {
 		return 2 * ttl
 	}
 	return ttl
-}
-
-// turned puts the addresses of an ensemble in another order for each node, for a node begins with the first.
-func (c *cluster) turned(addrs []string) []string {
-	if c.kind != onEnsemble {
-		return addrs
-	}
-	k := c.nodes % len(addrs)
-	c.nodes++
-	return append(slices.Clone(addrs[k:]), addrs[:k]...)
 }
 
 // wipe takes a stopped server's data away.

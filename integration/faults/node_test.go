@@ -85,7 +85,7 @@ func newNode(t testing.TB, c *cluster, program, dir, name, onLost string) *node 
 	if c.kind == onSentinel {
 		n.proxy.translate(c.addrs())
 	}
-	text := fmt.Sprintf("cluster: %s\nnode: %s\nsession_ttl: %v\non_lost: %s\nbackends:\n  - %s\n", clusterName, name, c.lease(), onLost, c.entry(c.turned(n.proxy.addrs())))
+	text := fmt.Sprintf("cluster: %s\nnode: %s\nsession_ttl: %v\non_lost: %s\nbackends:\n  - %s\n", clusterName, name, c.lease(), onLost, c.entry(n.proxy.addrs()))
 	var st unix.Stat_t
 	var err error
 	for _, step := range []func() error{
