@@ -172,6 +172,8 @@ func kind(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, unix.ENOENT): // of ours, which somebody removed: not ErrNotExist, which is said of names
+		return fmt.Errorf("%w: %s", backends.ErrUnavailable, err)
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf("%w: %w", backends.ErrNoSpace, err)
 	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):

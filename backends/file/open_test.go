@@ -126,7 +126,11 @@ func TestDirectoryRemoved(t *testing.T) {
 		var looks sync.WaitGroup
 		looks.Go(func() { // programs go on opening files meanwhile
 			for looking.Err() == nil {
-				_, _ = b.Stat(looking, "f") // which is there or not, or nobody knows
+				_, err := b.Create(looking, "d", backends.Info{Mode: 0o040755})
+				if errors.Is(err, backends.ErrNotExist) {
+					t.Errorf("a directory is made while nobody knows what is there: %v", err)
+					return
+				}
 			}
 		})
 		if ask {
