@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -61,6 +62,7 @@ func serve(child *daemon.Child, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	widenScheduler()
 	_ = os.WriteFile("/proc/self/comm", []byte("lockfs"), 0) // for ps(1); it was started as /proc/self/exe
 	if b.OOMScore != "" {
 		_ = os.WriteFile(oomScoreFile, []byte(b.OOMScore), 0) // no harm if not: then it is spared too
@@ -100,6 +102,18 @@ func serve(child *daemon.Child, stderr io.Writer) (err error) {
 	}
 	log.Started()
 	return stay(ctx, server, log, reopen)
+}
+
+// leastProcs is more than the threads that are busy with requests at any time on a small machine.
+const leastProcs = 8
+
+// widenScheduler gives Go's scheduler more processors than the machine has, if it has few. A thread that waits in read(2) for the
+// next request keeps its processor as long as others are idle; without an idle one it is taken away after 20 µs, and
+// another thread started for it, for each request anew.
+func widenScheduler() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(leastProcs, runtime.NumCPU()))
+	}
 }
 
 // openBackend opens the first back end that answers, or, as the server of a mount that had one before, that one,
