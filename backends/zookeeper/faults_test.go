@@ -191,7 +191,7 @@ func testDelays(t *testing.T, r *rig) {
 		t.Fatal(err)
 	}
 	defer func() { _ = b.Close() }()
-	dying, err := b.Open(t.Context(), backends.SessionOptions{TTL: time.Second, LockDelay: delay})
+	dying, err := b.Open(t.Context(), backends.SessionOptions{TTL: 4 * time.Second, LockDelay: delay})
 	if err != nil {
 		t.Fatal(err)
 	}
