@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"math"
 	"os"
-	"strings"
 	"time"
 )
 
@@ -38,12 +37,6 @@ type grant struct {
 	From, To    int64  // it held for sure, both included
 	Gone        int64  // the latest time at which the release has taken effect; never: some time after To
 	End         ending
-}
-
-// node is the node of the owner.
-func (g grant) node() string {
-	node, _, _ := strings.Cut(g.Owner, "/")
-	return node
 }
 
 func (g grant) String() string {

@@ -302,3 +302,10 @@ func redisLeaseEnd(addr, node string) (int64, error) {
 	}
 	return end*int64(time.Millisecond) - time.Now().UnixNano() + now(), nil
 }
+
+// lastSent is when bytes from the node were last passed on to the server.
+func (p *proxy) lastSent() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sent
+}

@@ -209,13 +209,6 @@ func (p *proxy) isLate() bool {
 	return p.mode == late
 }
 
-// lastSent is when bytes from the node were last passed on to the server.
-func (p *proxy) lastSent() int64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.sent
-}
-
 func (p *proxy) pump(l *link, from, to net.Conn) {
 	buf := make([]byte, 32<<10)
 	for {
