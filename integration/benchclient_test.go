@@ -295,7 +295,7 @@ type benchClient struct {
 }
 
 // benchPatience is how long the longest call may take.
-const benchPatience = 4 * time.Minute
+const benchPatience = 6 * time.Minute
 
 // benchClient starts a program, which has path open where that is not empty. It ends with the test.
 func newBenchClient(t testing.TB, path string) *benchClient {
