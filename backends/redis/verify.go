@@ -48,7 +48,7 @@ func withWayOut(err error) error {
 	case goredis.HasErrorPrefix(err, "READONLY"):
 		return fmt.Errorf("%w: it is a read-only replica; point lockfs at the master", backends.ErrRefused)
 	case goredis.HasErrorPrefix(err, "MISCONF"):
-		return fmt.Errorf("%w: it can't write to its disk; free space there: %w", backends.ErrRefused, errors.Unwrap(err))
+		return fmt.Errorf("%w: it can't write to its disk; free space there: %v", backends.ErrRefused, err)
 	case errors.Is(err, backends.ErrRefused):
 		return fmt.Errorf("%w (the user needs INFO, EVALSHA, EVAL, SUBSCRIBE and PUBLISH, all data commands, keys and channels lockfs:*; CLUSTER in a Redis Cluster)", err)
 	}

@@ -3,6 +3,7 @@
 package faults
 
 import (
+	"cmp"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -18,6 +19,8 @@ type planted struct {
 	// losses: it is looked for as TestInTime does, with on_lost KILL: nodes that are cut off or frozen, each with a holder and one who waits on
 	// another node.
 	losses bool
+	// backend shows it, by what is special to it; "": redis, by anything.
+	backend string
 	// found: each finding of one of these kinds shows it.
 	found []string
 }
@@ -34,6 +37,10 @@ var plants = map[string]planted{
 	"no margin, and renewals counted from the answer": {
 		file: "backends/lease/lease.go", old: "next := int64(sent + l.usable())", new: "next := int64(Now() + l.ttl)",
 		found: []string{"two holders"},
+	},
+	"no grace period after a fail-over": {
+		file: "backends/redis/lua/epoch.lua", old: "EPOCH, GRACE = id, math.max(till - now, 0)", new: "EPOCH, GRACE = id, 0",
+		backend: onSentinel, found: []string{"two holders"},
 	},
 	"token repeated": {
 		file: "backends/redis/claims.go", old: "Token: token, Seq: token, Contended", new: "Token: token / 10000000 * 10000000, Seq: token, Contended",
@@ -89,7 +96,7 @@ func TestPlanted(t *testing.T) {
 				return
 			}
 			for round := range 5 {
-				res := perform(t, plan{backend: "redis", alone: round > 0, program: program, mixed: 15 * time.Second, patience: 15 * time.Second}, newSeed(t))
+				res := perform(t, plan{backend: cmp.Or(p.backend, "redis"), alone: round > 0 || p.backend != "", special: p.backend != "", program: program, mixed: 15 * time.Second, patience: 15 * time.Second}, newSeed(t))
 				for _, w := range res.wrong {
 					if slices.ContainsFunc(p.found, func(s string) bool { return strings.Contains(w, s) }) {
 						t.Logf("found in run %d, seed %d, of %d acquisitions: %s", round+1, res.seed, res.grants, w)
