@@ -180,6 +180,9 @@ func crowd(t *testing.T, lose bool) {
 		m.prompt = rand.IntN(2) == 0
 		options := Options{KeepIdle: time.Duration(rand.IntN(3)) * 50 * time.Millisecond, Turn: time.Duration(rand.IntN(3)) * time.Millisecond}
 		m.delay = time.Duration(rand.IntN(3)) * time.Millisecond
+		if lose {
+			options.Watcher = slowWatcher{}
+		}
 		w := &witness{t: t, off: lose, has: map[string]map[uint64]map[string]backends.Mode{}}
 		c := &counts{}
 		var tables []*Table
@@ -226,6 +229,16 @@ func crowd(t *testing.T, lose bool) {
 		}
 	})
 }
+
+// slowWatcher takes its time when a session is lost.
+type slowWatcher struct{}
+
+func (slowWatcher) Holds(Holding)         {}
+func (slowWatcher) Frees(uint64)          {}
+func (slowWatcher) Waits(uint64, Holding) {}
+func (slowWatcher) WaitsNoMore(uint64)    {}
+func (slowWatcher) Until(time.Duration)   {}
+func (slowWatcher) Lost(error)            { time.Sleep(rand.N(5 * time.Millisecond)) }
 
 // loseSome ends sessions without a goodbye, a few milliseconds apart.
 func loseSome(m *memory) {

@@ -61,6 +61,9 @@ func (t *Table) trim(n *name) work {
 		}
 		return work{done: n.again}
 	}
+	if t.session == nil { // it is lost, and what it had is about to be forgotten
+		return work{}
+	}
 	if len(n.list) == 0 || n.sufficient(t.keeps(n)) {
 		return work{}
 	}
