@@ -96,7 +96,11 @@ func (c *crew) start(n *node) (*process, error) {
 	if p.board, err = shared[board](base + ".board"); err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(job{Mount: n.dir, Outside: n.outside, Names: []string{"a", "b", "c"}, Seed: c.seeds.Uint64(), Kills: c.r.kills,
+	var others []string
+	for _, other := range c.r.nodes {
+		others = append(others, other.name)
+	}
+	text, err := json.Marshal(job{Mount: n.dir, Outside: n.outside, Names: []string{"a", "b", "c"}, Own: n.name, Others: others, Seed: c.seeds.Uint64(), Kills: c.r.kills,
 		Log: p.log, Board: base + ".board", Storm: n.stormFile, Longest: 5 * ttl / 2})
 	if err != nil {
 		return nil, err

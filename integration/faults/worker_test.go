@@ -28,6 +28,8 @@ type job struct {
 	Mount   string   // where it takes locks
 	Outside uint64   // the device below the mount: a file there is no lock
 	Names   []string // the names to take
+	Own     string   // a name that is nearly its node's alone, whose claims are worth keeping
+	Others  []string // such names of all nodes
 	Seed    uint64
 	Kills   bool   // on_lost is KILL: it does not ask whether it still holds
 	Log     string // the file for its events
@@ -179,7 +181,7 @@ func (w *worker) say(e event) {
 
 // attempt takes one lock and lets it go; false where it got none.
 func (w *worker) attempt(n int64) bool {
-	e := event{Attempt: n, Name: w.Names[w.rng.IntN(len(w.Names))], Write: w.rng.IntN(3) > 0, Last: cellCount - 1}
+	e := event{Attempt: n, Name: w.name(), Write: w.rng.IntN(3) > 0, Last: cellCount - 1}
 	e.How = []string{waiting, waiting, waiting, trying, limited}[w.rng.IntN(5)]
 	w.door = []int{byFlock, byFlock, byFlock, byFcntl, byOFD, byOpen}[w.rng.IntN(6)]
 	w.board.Attempt.Store(n)
@@ -207,6 +209,17 @@ func (w *worker) attempt(n int64) bool {
 	w.say(e)
 	w.board.State.Store(asking)
 	return w.came(f, e, w.lock(f, e))
+}
+
+// name is the one to take next.
+func (w *worker) name() string {
+	switch k := w.rng.IntN(20); {
+	case k < 6:
+		return w.Own
+	case k == 6:
+		return w.Others[w.rng.IntN(len(w.Others))]
+	}
+	return w.Names[w.rng.IntN(len(w.Names))]
 }
 
 // attemptOpen takes the lock as open(name, "w") does. Its first write waits for it where the open was let through without
