@@ -181,7 +181,7 @@ func crowd(t *testing.T, lose bool) {
 		options := Options{KeepIdle: time.Duration(rand.IntN(3)) * 50 * time.Millisecond, Turn: time.Duration(rand.IntN(3)) * time.Millisecond}
 		m.delay = time.Duration(rand.IntN(3)) * time.Millisecond
 		if lose {
-			options.Watcher = slowWatcher{}
+			options.Watcher = &lingering{time.Duration(rand.IntN(5)) * time.Millisecond}
 		}
 		w := &witness{t: t, off: lose, has: map[string]map[uint64]map[string]backends.Mode{}}
 		c := &counts{}
@@ -229,16 +229,6 @@ func crowd(t *testing.T, lose bool) {
 		}
 	})
 }
-
-// slowWatcher takes its time when a session is lost.
-type slowWatcher struct{}
-
-func (slowWatcher) Holds(Holding)         {}
-func (slowWatcher) Frees(uint64)          {}
-func (slowWatcher) Waits(uint64, Holding) {}
-func (slowWatcher) WaitsNoMore(uint64)    {}
-func (slowWatcher) Until(time.Duration)   {}
-func (slowWatcher) Lost(error)            { time.Sleep(rand.N(5 * time.Millisecond)) }
 
 // loseSome ends sessions without a goodbye, a few milliseconds apart.
 func loseSome(m *memory) {

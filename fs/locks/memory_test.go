@@ -25,6 +25,7 @@ type memory struct {
 	delay    time.Duration // each message takes up to this
 	verbs    int           // requests carried out
 	prompt   bool          // sessions are backends.Prompt
+	gate     chan struct{} // where not nil, Change waits for it
 }
 
 func newMemory() *memory {
@@ -152,6 +153,9 @@ func (s *memorySession) Acquire(ctx context.Context, name string, r backends.Req
 }
 
 func (s *memorySession) Change(_ context.Context, name string, changes []backends.Change) ([]backends.Claim, error) {
+	if s.m.gate != nil {
+		<-s.m.gate
+	}
 	s.m.travel()
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
