@@ -79,6 +79,8 @@ type Keeper struct {
 	hunts sync.WaitGroup
 }
 
+var errStill = errors.New("the server stands still: its lease ran out, and it did nothing about it, or did not come to the end")
+
 // server is a server process, and what the keeper has in common with it.
 type server struct {
 	cmd    *exec.Cmd
@@ -119,8 +121,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 			return reason
 		}
 		dead = s.mount
-		if quick++; time.Since(s.began) > quickDeath {
-			quick = 1
+		if quick++; time.Since(s.began) > quickDeath || errors.Is(reason, errStill) {
+			quick = 1 // who stood still, on a starved machine, had a lease before
 		}
 		if quick >= maxQuickDeaths {
 			k.detach(dead)
@@ -240,7 +242,7 @@ func (k *Keeper) watch(ctx context.Context, cancel context.CancelCauseFunc, s *s
 				return errors.New("unmounted before a server was ready")
 			}
 			if lease.Now() >= k.due(s.page) {
-				return errors.New("the server stands still: its lease ran out, and it did nothing about it, or did not come to the end")
+				return errStill
 			}
 			if lease.Now() >= k.helpDue(s) {
 				k.help(s)
