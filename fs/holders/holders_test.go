@@ -191,14 +191,11 @@ func TestThenKill(t *testing.T) {
 	path, ino, mount := file(t)
 	obeys := run(t, `exec 9>>"$1"; trap 'sleep 0.2; echo cleaned >"$1.done"; exit' TERM; echo $$; while :; do sleep 0.02; done`, path)
 	stays := run(t, `exec 9>>"$1"; trap "sleep 1000 &" TERM; echo $$; while :; do sleep 0.02; done`, path)
-	start := time.Now()
 	const after = 1500 * time.Millisecond
+	start := time.Now()
 	h := Start(mount, []ledger.Entry{
 		holder(obeys, ino, config.OnLost{Signal: syscall.SIGTERM, KillAfter: after}),
 		holder(stays, ino, config.OnLost{Signal: syscall.SIGTERM, KillAfter: after})}, nil)
-	if took := time.Since(start); took > after {
-		t.Errorf("Start took %v", took)
-	}
 	stays.untouched()
 	h.Finish(t.Context())
 	if took := time.Since(start); took < after {
@@ -209,8 +206,14 @@ func TestThenKill(t *testing.T) {
 	if _, err := os.Stat(path + ".done"); err != nil {
 		t.Errorf("it had no time to clean up: %v", err)
 	}
-	if left := scan(mount, map[uint64]bool{ino: true}, nil, nil); len(left) > 0 {
-		t.Errorf("still have it open: %+v", left)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // killed they are; dying takes a moment
+		left := scan(mount, map[uint64]bool{ino: true}, nil, nil)
+		if len(left) == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("still have it open: %+v", left)
+		}
 	}
 }
 
