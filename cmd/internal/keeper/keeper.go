@@ -327,7 +327,7 @@ func (k *Keeper) bury(s *server, reason error, final bool) {
 	case <-time.After(reap):
 		k.Log.Error("the killed server does not go; it is left behind", "server", s.cmd.Process.Pid)
 	}
-	if final {
+	if final && reason != nil { // else it is gone, and somebody may have mounted anew, which the kernel may give the same id
 		k.detach(s.mount)
 	}
 	_ = s.page.Close() // a mapping that was made can be undone
