@@ -52,3 +52,23 @@ func TestMountFUSE3(t *testing.T) {
 	}
 	p.gone(p.pids()[0])
 }
+
+// TestMountAgainAtOnce: the daemon of a mount that umount(8) has ended leaves the next one alone, though that
+// comes before it has gone.
+func TestMountAgainAtOnce(t *testing.T) {
+	p := newPlace(t)
+	for range 10 {
+		p.expect(0, "mount", "-c", p.config, p.point)
+		pids := p.pids()
+		pid := pids[len(pids)-1]
+		if out, err := exec.Command("umount", p.point).CombinedOutput(); err != nil {
+			t.Fatalf("umount(8): %v: %s", err, out)
+		}
+		p.expect(0, "mount", "-c", p.config, p.point)
+		p.gone(pid)
+		if !p.mounted() {
+			t.Fatal("the new mount was taken away with the old one")
+		}
+		p.expect(0, "umount", p.point)
+	}
+}
