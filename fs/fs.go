@@ -129,7 +129,7 @@ func (f *FileSystem) String() string { return "lockfs" }
 // turn is how long a node that another one waits for still serves newcomers first: so much may the order of
 // arrival across nodes be mistaken, and so long can a node's owners follow each other without the
 // back end, some dozens of times.
-const turn = 2 * time.Millisecond
+const turn = 5 * time.Millisecond
 
 // unavailableAfter is the longest time-out of the back ends configured: so
 // long a request that is not to wait tries while there is no session.
