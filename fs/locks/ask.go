@@ -88,7 +88,7 @@ func (t *Table) drive(a *ask) (rest unfinished) {
 	switch {
 	case p.Decided():
 		finish()
-	case p.Ready() == nil:
+	case p.Ready() == nil, !a.request.Wait: // one that is not to wait has a time-out, which finish sees to
 		go finish()
 	default:
 		return unfinished{p.Ready(), finish}
