@@ -180,6 +180,7 @@ func (b *Backend) mayBeQuick() bool {
 // carried out all the same, and is to be repeated on the crew.
 func (b *Backend) quick(ctx context.Context, s *goredis.Script, args ...any) (answer, bool, error) {
 	defer b.quickOnes.Add(-1)
+	defer keepPolling()
 	start := lease.Now()
 	ctx, cancel := context.WithTimeout(ctx, min(quickTime, b.timeout))
 	defer cancel()
@@ -192,6 +193,11 @@ func (b *Backend) quick(ctx context.Context, s *goredis.Script, args ...any) (an
 	}
 	return a, true, err
 }
+
+// keepPolling sees to it that some thread waits for the network. The one that was there until it got the answer for this
+// goroutine goes on with it, and may then stand in read(2) for the next FUSE request; Go's run time would look at the network again
+// only after 10 ms, however many answers and messages have come. A new goroutine makes it start a thread that finds nothing else to do.
+func keepPolling() { go func() {}() }
 
 // sleep reports false when ctx ended first.
 func sleep(ctx context.Context, d time.Duration) bool {
