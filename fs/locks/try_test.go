@@ -21,7 +21,9 @@ func TestTryHasATimeOut(t *testing.T) {
 			s.cycles(0, 1, 3)
 			s.m.gate = make(chan struct{}) // nothing is given up from now on
 			c := s.start(1, "try", flock(1, backends.Write, false))
-			s.waits(c)
+			if n := s.m.entries("x"); n != 2 {
+				t.Errorf("%d entries, want the kept claim and the try", n)
+			}
 			time.Sleep(3100 * time.Millisecond)
 			synctest.Wait()
 			s.ended(backends.ErrUnavailable, c)
