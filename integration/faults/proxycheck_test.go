@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -49,7 +50,17 @@ func TestProxy(t *testing.T) {
 			t.Fatalf("no answer where all passes: %v", err)
 		}
 		p.set(mode)
-		late := dial()
+		var late net.Conn
+		for late == nil { // one that is reset at once may be so before connect(2) returns
+			c, err := net.Dial("tcp", p.addr())
+			if err != nil && !(mode == refuses && errors.Is(err, syscall.ECONNRESET)) {
+				t.Fatal(err)
+			}
+			if err == nil {
+				t.Cleanup(func() { c.Close() })
+				late = c
+			}
+		}
 		for name, c := range map[string]net.Conn{"an old": old, "a new": late} {
 			silent := errors.Is(ask(c, "b", short), os.ErrDeadlineExceeded)
 			if silent != (mode != refuses) {
