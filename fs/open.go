@@ -109,7 +109,7 @@ func (f *FileSystem) lockOnOpen(ctx context.Context, h *handle, wait bool) (bare
 	}
 	err = f.table.Lock(ctx, r)
 	switch {
-	case errors.Is(err, backends.ErrYield) && r.YieldTo != 0: // else it only says why the try failed
+	case errors.Is(err, backends.ErrYield):
 		return true, nil
 	case err != nil && !wait:
 		return false, lockErrno(fmt.Errorf("open %q: %w", h.name, err))

@@ -170,9 +170,7 @@ func bulks(reply string) (all []string) {
 // await fails the test when something does not come true in time.
 func await(t testing.TB, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", limit, what)
-		}
+	if !Until(limit, ok) {
+		t.Fatalf("not within %v: %s", limit, what)
 	}
 }

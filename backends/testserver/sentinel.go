@@ -165,14 +165,13 @@ func (s *RedisSentinel) AwaitFailover(old *RedisServer) {
 
 func (s *RedisSentinel) await(limit time.Duration, what string, ok func() bool) {
 	s.t.Helper()
-	for deadline := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			for _, each := range s.sentinels {
-				s.t.Logf("Sentinel at %s says: %s", each.Addr(), each.output.String())
-			}
-			s.t.Fatalf("not within %v: %s", limit, what)
-		}
+	if Until(limit, ok) {
+		return
 	}
+	for _, each := range s.sentinels {
+		s.t.Logf("Sentinel at %s says: %s", each.Addr(), each.output.String())
+	}
+	s.t.Fatalf("not within %v: %s", limit, what)
 }
 
 // field is what follows a name in a reply that is a list of names and values.

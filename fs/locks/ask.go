@@ -80,7 +80,7 @@ func (t *Table) drive(a *ask) (rest unfinished) {
 	p := beginAcquire(session, a.name, a.attempt())
 	finish := func() {
 		if t.answered(a, session, p) {
-			t.pursueSoon(a)
+			go func() { a.rest(); t.pursue(a) }()
 			return
 		}
 		t.end(a)
@@ -101,23 +101,12 @@ func (t *Table) pursue(a *ask) {
 	defer t.end(a)
 	waitFor(a.ctx, a.previous, time.Minute)
 	for t.asked(a) {
-		select { // only after an error: do not spin
-		case <-a.ctx.Done():
-		case <-time.After(100 * time.Millisecond):
-		}
+		a.rest()
 	}
 }
 
-// pursueSoon goes on after a first attempt that failed.
-func (t *Table) pursueSoon(a *ask) {
-	go func() {
-		select {
-		case <-a.ctx.Done():
-		case <-time.After(100 * time.Millisecond):
-		}
-		t.pursue(a)
-	}()
-}
+// rest is the pause after an attempt that failed, so that asking again does not spin.
+func (a *ask) rest() { waitFor(a.ctx, a.ctx.Done(), 100*time.Millisecond) }
 
 func (t *Table) end(a *ask) {
 	a.cancel()
