@@ -12,8 +12,8 @@ import (
 	"lockfs/backends"
 )
 
-// ask is a running request to the back end, for one waiter, or for several that came
-// shortly after one another and want the same.
+// ask is a running request to the back end, for one waiter, or for several that want the same and came
+// before it was sent, or shortly after.
 //
 // Invariant: a waiter is in waiters as long as its ask is this one. When none is left, the ask ends.
 type ask struct {
@@ -28,6 +28,8 @@ type ask struct {
 	ready  func()
 	// previous is closed when the one before it has its place; nil: there is none.
 	previous <-chan struct{}
+	// sent: an attempt was made. Guarded by the table's mutex.
+	sent bool
 	// waited: it had to stand in the queue.
 	waited atomic.Bool
 	// suspect: messages may have been lost since it began, so its claim may
@@ -77,7 +79,7 @@ func (t *Table) drive(a *ask) (rest unfinished) {
 		go t.pursue(a)
 		return unfinished{}
 	}
-	p := beginAcquire(session, a.name, a.attempt())
+	p := t.send(a, session)
 	finish := func() {
 		if t.answered(a, session, p) {
 			go func() { a.rest(); t.pursue(a) }()
@@ -114,8 +116,9 @@ func (t *Table) end(a *ask) {
 	t.asks.Done()
 }
 
-// join lets a waiter share the ask of the one before it, where both want the same and
-// it came within Options.Turn: so much later it may be served before others' requests that came in between.
+// join lets a waiter share the ask of the one before it, where both want the same and that has not been sent, for the
+// one before it is not answered yet: the slower the back end, the more share one. Or it came within
+// Options.Turn: so much later it may be served before others' requests that came in between.
 func (t *Table) join(n *name, w *waiter) bool {
 	i := slices.Index(n.outside, w) - 1
 	if i < 0 || !w.Wait || w.YieldTo != 0 {
@@ -124,7 +127,7 @@ func (t *Table) join(n *name, w *waiter) bool {
 	o := n.outside[i]
 	a := o.ask
 	if a == nil || a.again || !a.request.Wait || a.request.Lock != w.Lock || a.request.Hint != w.hint() || a.request.YieldTo != 0 ||
-		len(a.request.Held) > 0 || len(a.waiters) >= maxJoined || time.Since(a.began) >= t.options.Turn || len(n.kept(&w.Request)) > 0 {
+		len(a.request.Held) > 0 || len(a.waiters) >= maxJoined || a.sent && time.Since(a.began) >= t.options.Turn || len(n.kept(&w.Request)) > 0 {
 		return false
 	}
 	a.waiters = append(a.waiters, w)
@@ -162,7 +165,15 @@ func (t *Table) asked(a *ask) (again bool) {
 	if err != nil {
 		return t.failed(a, err)
 	}
-	return t.answered(a, session, beginAcquire(session, a.name, a.attempt()))
+	return t.answered(a, session, t.send(a, session))
+}
+
+// send makes an attempt.
+func (t *Table) send(a *ask, session backends.Session) backends.Pending[backends.Claim] {
+	t.mu.Lock()
+	a.sent = true
+	t.mu.Unlock()
+	return beginAcquire(session, a.name, a.attempt())
 }
 
 // attempt is the request to make. One that is not to wait is a try, which waits only to be told whether

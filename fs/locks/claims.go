@@ -64,6 +64,25 @@ func (c *claims) startTurn(turn time.Duration) {
 	}
 }
 
+// letInBefore lets those in who came before a newcomer that is about to be admitted, and for whom the back end was asked:
+// the claims that are there now will do for them as well. Else a newcomer would have to queue up behind
+// them, and a node that has several requests in the back end's queue could use no turn but for one lock each.
+// It reports whether there are any; then the name is to be settled.
+func (n *name) letInBefore(r *Request) (any bool) {
+	var stay []*waiter
+	for _, w := range slices.Clone(n.outside) {
+		behind := slices.ContainsFunc(stay, func(o *waiter) bool { return o.collides(&w.Request) })
+		if behind || !w.Wait || w.ask == nil || w.wentAhead || !w.collides(r) || !n.admit(w.Lock, len(n.queue)) {
+			stay = append(stay, w)
+			continue
+		}
+		w.ask.leave(w)
+		n.letIn(w)
+		any = true
+	}
+	return any
+}
+
 // have reports whether the node has a lock, wanted by others or not.
 func (c *claims) have(want backends.Lock) bool {
 	all := make([]backends.Lock, len(c.list))

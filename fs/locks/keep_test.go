@@ -264,3 +264,85 @@ func TestWaitersShareARequest(t *testing.T) {
 		s.m.requireEmpty(t)
 	})
 }
+
+// TestWaitersShareWhileTheBackEndIsSlow: those who come while the one before them has not got its answer stand in the queue once.
+func TestWaitersShareWhileTheBackEndIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{T: t, m: newMemory()}
+		for range 2 {
+			s.nodes = append(s.nodes, newTable(t, s.m))
+		}
+		s.now(0, flock(1, backends.Write, true), nil)
+		s.m.acquires = make(chan struct{})
+		var calls []*call
+		for i := range 20 {
+			calls = append(calls, s.start(1, fmt.Sprint(i), flock(uint64(i+1), backends.Write, true)))
+			time.Sleep(time.Second)
+		}
+		close(s.m.acquires)
+		time.Sleep(time.Second)
+		s.waits(calls...)
+		if n := s.m.entries("x"); n != 3 {
+			t.Errorf("%d entries, want the holder, one for the first waiter and one for those who came before it was answered", n)
+		}
+		late := s.start(1, "late", flock(21, backends.Write, true))
+		time.Sleep(time.Second)
+		s.waits(late)
+		if n := s.m.entries("x"); n != 4 {
+			t.Errorf("%d entries, want one more for who came later", n)
+		}
+		s.unlock(0, 1)
+		for i, c := range append(calls, late) {
+			s.ended(nil, c)
+			s.unlock(1, uint64(i+1))
+		}
+		for _, n := range s.nodes {
+			if err := n.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		s.m.requireEmpty(t)
+	})
+}
+
+// TestTurnIsForAllOfANode: a newcomer that goes first in its node's turn takes those with it who came before it on the node, and
+// had to be asked for.
+func TestTurnIsForAllOfANode(t *testing.T) {
+	const turn = 10 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{T: t, m: newMemory()}
+		s.m.prompt = rand.IntN(2) == 0
+		for range 2 {
+			s.nodes = append(s.nodes, newTableWith(t, s.m, Options{Turn: turn}))
+		}
+		s.now(0, flock(1, backends.Write, true), nil)
+		var calls []*call
+		for i, node := range []int{1, 0, 1, 0} { // in the back end's queue in this order
+			calls = append(calls, s.start(node, fmt.Sprint("waiter ", i), flock(uint64(10+i), backends.Write, true)))
+			time.Sleep(2 * turn)
+		}
+		s.waits(calls...)
+		s.unlock(0, 1)
+		s.ended(nil, calls[0])
+		s.unlock(1, 10)
+		s.ended(nil, calls[1])
+		newcomer := s.start(0, "newcomer", flock(20, backends.Write, true))
+		s.waits(newcomer, calls[2], calls[3])
+		s.unlock(0, 11)
+		s.ended(nil, calls[3])
+		s.waits(newcomer, calls[2])
+		s.unlock(0, 13)
+		s.ended(nil, newcomer)
+		s.waits(calls[2])
+		s.unlock(0, 20)
+		s.ended(nil, calls[2])
+		s.unlock(1, 12)
+		time.Sleep(time.Second)
+		for _, n := range s.nodes {
+			if err := n.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		s.m.requireEmpty(t)
+	})
+}

@@ -89,6 +89,9 @@ func (t *Table) begin(r *Request) (begun, error) {
 		n.set(r) // nobody waits, so nobody is overtaken
 		return begun{work: t.settle(n)}, nil
 	}
+	if valid && len(n.outside) > 0 && n.admit(r.Lock, len(n.queue)) && n.letInBefore(r) {
+		t.settleAside(n)
+	}
 	t.arrivals++
 	w := &waiter{Request: *r, arrival: t.arrivals, done: make(chan struct{})}
 	if valid && n.admit(r.Lock, len(n.queue)) && !n.blockedByOutside(r) {

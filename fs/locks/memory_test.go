@@ -26,6 +26,7 @@ type memory struct {
 	verbs    int           // requests carried out
 	prompt   bool          // sessions are backends.Prompt
 	gate     chan struct{} // where not nil, Change waits for it
+	acquires chan struct{} // where not nil, Acquire waits for it
 }
 
 func newMemory() *memory {
@@ -98,6 +99,9 @@ func (m *memory) state(name string) *queue.State {
 }
 
 func (s *memorySession) Acquire(ctx context.Context, name string, r backends.Request) (backends.Claim, error) {
+	if s.m.acquires != nil {
+		<-s.m.acquires
+	}
 	s.m.travel()
 	s.m.mu.Lock()
 	if s.closed {
