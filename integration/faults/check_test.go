@@ -15,7 +15,7 @@ func byCell(all []grant) map[string][]grant {
 	cells := map[string][]grant{}
 	for _, g := range all {
 		for cell := g.First; cell <= g.Last; cell++ {
-			key := fmt.Sprintf("%s cell %d", g.Name, cell)
+			key := cellKey(g.Name, cell)
 			cells[key] = append(cells[key], g)
 		}
 	}

@@ -37,6 +37,7 @@ type process struct {
 	board *board
 	log   string
 	done  chan struct{} // closed when it has ended
+	ended int64         // when that was seen; to be read after done
 	death ending        // killed where the harness killed it; under crew.mu
 }
 
@@ -118,6 +119,7 @@ func (c *crew) start(n *node) (*process, error) {
 	}
 	go func() { // ends with the process
 		_ = p.cmd.Wait() // the state says it all
+		p.ended = now()
 		close(p.done)
 	}()
 	c.all = append(c.all, p)
@@ -220,7 +222,7 @@ func (c *crew) records() (all []record) {
 		if err != nil {
 			c.r.report("%v", err)
 		}
-		r := record{owner: p.name, kills: c.r.kills, death: p.death, events: events, marked: p.board.Marked.Load(), mark: p.board.Mark.Load()}
+		r := record{owner: p.name, kills: c.r.kills, death: p.death, ended: p.ended, events: events, marked: p.board.Marked.Load(), mark: p.board.Mark.Load()}
 		if r.death == "" {
 			r.death = stopped
 		}

@@ -53,6 +53,7 @@ type record struct {
 	owner  string
 	kills  bool // on_lost is KILL
 	death  ending
+	ended  int64 // when it was seen to have ended
 	events []event
 	marked int64 // the attempt of the last mark
 	mark   int64

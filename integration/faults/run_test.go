@@ -41,6 +41,8 @@ type run struct {
 	mu     sync.Mutex
 	counts map[string]int
 	wrong  []string
+	// outages are the times in which what has ended may stay for longer than a lease.
+	outages []outage
 }
 
 // result is what came of a run.
@@ -141,11 +143,23 @@ func (r *run) apply(f fault, n *node, rng *rand.Rand) {
 				defer each.storm.Storm.Add(-1)
 			}
 		}
+		defer r.outage(f, n, now())
 		time.Sleep(20 * time.Millisecond) // some begin to hold on
 	}
 	if f.do(r, n, rng) {
 		r.count(f.kind)
 	}
+}
+
+// outage notes a fault that is over now.
+func (r *run) outage(f fault, n *node, from int64) {
+	o := outage{node: n.name, from: from, to: now()}
+	if f.server {
+		o.node = ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.outages = append(r.outages, o)
 }
 
 // eachAlone does one fault after the other, and waits each time until all nodes take locks again.
@@ -195,9 +209,13 @@ func (r *run) mix(rng *rand.Rand) {
 	}
 }
 
-// empty looks that nothing is left in the back end after the lease and two seconds: a node may keep idle claims for one.
+// leftovers is how long what is over may stay in the back end: a lease, and two seconds for machines that are busy. (A node may
+// keep idle claims for one.)
+func (r *run) leftovers() time.Duration { return r.cluster.lease() + 2*time.Second }
+
+// empty looks that nothing is left in the back end after that.
 func (r *run) empty() {
-	for deadline := time.Now().Add(r.cluster.lease() + 2*time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(r.leftovers()); ; time.Sleep(20 * time.Millisecond) {
 		left, err := r.cluster.left()
 		if err == nil && len(left) == 0 {
 			return
@@ -212,6 +230,8 @@ func (r *run) empty() {
 // judge puts the records together.
 func (r *run) judge(took time.Duration) result {
 	var all []grant
+	var present []presence
+	var tries []try
 	failures := map[string]int{}
 	for _, rec := range r.crew.records() {
 		grants, failed := rec.grants()
@@ -219,8 +239,13 @@ func (r *run) judge(took time.Duration) result {
 		for what, n := range failed {
 			failures[what] += n
 		}
+		p, t := rec.calls()
+		present, tries = append(present, p...), append(tries, t...)
 	}
 	r.wrong = append(r.wrong, check(all)...)
+	outlast(present, r.leftovers(), r.outages)
+	sum := refusals(present, tries, all)
+	r.wrong = append(r.wrong, sum.wrong...)
 	for what, n := range failures {
 		if !mayFail(what, r.backend) {
 			r.report("lock calls failed as they must not, %d times: %s", n, what)
@@ -233,6 +258,8 @@ func (r *run) judge(took time.Duration) result {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, on_lost %v, seed %d, %v: %d acquisitions, %d violations\n", r.backend, map[bool]string{false: "eio", true: "KILL"}[r.kills], r.seed, took.Round(time.Second), len(all), len(r.wrong))
 	fmt.Fprintf(&b, "  faults: %s\n  ends: %v\n  errors: %s\n", sorted(r.counts), ends, sorted(failures))
+	fmt.Fprintf(&b, "  tries: %d, of them of a lock that nobody held %d (got though another node had had it %d, back end out of reach %d, refused %d); locks under a claim that the node had: %d\n",
+		sum.all, sum.free, sum.elsewhere, sum.unavailable, len(sum.wrong), keptOn(all))
 	for how, d := range margins(all) {
 		fmt.Fprintf(&b, "  smallest margin to the next grant where the lock was %s: %v\n", how, d)
 	}

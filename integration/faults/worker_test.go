@@ -55,6 +55,8 @@ type event struct {
 
 // Kinds of events, in the order of an attempt.
 const (
+	evOpens    = "opens"    // an open for writing begins that may take the lock before the lock call does
+	evShut     = "shut"     // it has failed
 	evInvoke   = "invoke"   // a lock call begins
 	evOK       = "ok"       // it has returned, with the lock
 	evFail     = "fail"     // without
@@ -128,7 +130,9 @@ type worker struct {
 	board *board
 	storm *weather
 	stop  atomic.Bool
-	door  int // of the attempt
+	door  int   // of the attempt
+	again int   // so many more attempts are like the last one
+	last  event // that one, before it began
 }
 
 // workerMain runs until its standard input ends.
@@ -181,26 +185,21 @@ func (w *worker) say(e event) {
 
 // attempt takes one lock and lets it go; false where it got none.
 func (w *worker) attempt(n int64) bool {
-	e := event{Attempt: n, Name: w.name(), Write: w.rng.IntN(3) > 0, Last: cellCount - 1}
-	e.How = []string{waiting, waiting, waiting, trying, limited}[w.rng.IntN(5)]
-	w.door = []int{byFlock, byFlock, byFlock, byFcntl, byOFD, byOpen}[w.rng.IntN(6)]
+	e := w.next(n)
 	w.board.Attempt.Store(n)
 	if w.door == byOpen {
 		return w.attemptOpen(e)
 	}
 	flags := unix.O_RDONLY
-	if w.door != byFlock {
-		e.First = w.rng.IntN(cellCount)
-		e.Last = e.First + w.rng.IntN(cellCount-e.First)
-		if e.How == limited {
-			e.How = trying
-		}
-		if e.Write {
-			flags = unix.O_RDWR
-		}
+	if w.door != byFlock && e.Write {
+		flags = unix.O_RDWR
+		w.say(event{At: now(), Kind: evOpens, Attempt: n, Name: e.Name, Write: true, Last: cellCount - 1})
 	}
 	f, err := w.open(e.Name, flags)
 	if err != nil {
+		if flags == unix.O_RDWR {
+			w.say(event{At: now(), Kind: evShut, Attempt: n})
+		}
 		w.board.Opening.Add(1)
 		return false
 	}
@@ -211,26 +210,51 @@ func (w *worker) attempt(n int64) bool {
 	return w.came(f, e, w.lock(f, e))
 }
 
-// name is the one to take next.
-func (w *worker) name() string {
-	switch k := w.rng.IntN(20); {
-	case k < 6:
-		return w.Own
-	case k == 6:
-		return w.Others[w.rng.IntN(len(w.Others))]
+// next is the attempt to make. A node's own name is taken several times in a row, in the same way, so that its claim is worth
+// keeping (docs/design.md, 'Kept claims'); such names of others are mostly tried.
+func (w *worker) next(n int64) event {
+	if w.again > 0 {
+		w.again--
+		w.last.Attempt = n
+		return w.last
 	}
-	return w.Names[w.rng.IntN(len(w.Names))]
+	e := event{Attempt: n, Write: w.rng.IntN(3) > 0, Last: cellCount - 1}
+	e.How = []string{waiting, waiting, waiting, trying, limited}[w.rng.IntN(5)]
+	switch k := w.rng.IntN(20); {
+	case k < 2:
+		e.Name, w.again = w.Own, w.rng.IntN(12)
+	case k < 5:
+		e.Name, e.How = w.Others[w.rng.IntN(len(w.Others))], []string{waiting, trying, trying, trying}[w.rng.IntN(4)]
+	default:
+		e.Name = w.Names[w.rng.IntN(len(w.Names))]
+	}
+	w.door = []int{byFlock, byFlock, byFlock, byFcntl, byOFD, byOpen}[w.rng.IntN(6)]
+	switch w.door {
+	case byFlock:
+	case byOpen:
+		e.Write = true
+		if e.How == limited {
+			e.How = trying
+		}
+		e.How = opening + e.How
+	default:
+		e.First = w.rng.IntN(cellCount)
+		e.Last = e.First + w.rng.IntN(cellCount-e.First)
+		if e.How == limited {
+			e.How = trying
+		}
+	}
+	w.last = e
+	return e
 }
 
 // attemptOpen takes the lock as open(name, "w") does. Its first write waits for it where the open was let through without
 // (docs/contract.md, 'Open for writing'), so it holds for sure when that has returned.
 func (w *worker) attemptOpen(e event) bool {
-	e.Write = true
 	flags := unix.O_WRONLY | unix.O_TRUNC
-	if e.How != waiting {
-		e.How, flags = trying, flags|unix.O_NONBLOCK
+	if e.How != opening+waiting {
+		flags |= unix.O_NONBLOCK
 	}
-	e.How = opening + e.How
 	e.Kind, e.At = evInvoke, now()
 	w.say(e)
 	w.board.State.Store(asking)
@@ -420,7 +444,7 @@ func (w *worker) lost(e event, err error) bool {
 
 func (w *worker) release(f *os.File, e event) {
 	e.Kind, e.At, e.How = evRelease, now(), unlocking
-	if w.rng.IntN(3) == 0 {
+	if w.again == 0 && w.rng.IntN(3) == 0 {
 		e.How = closing
 	}
 	w.say(e)
