@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,9 +22,6 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 	"golang.org/x/sys/unix"
 )
-
-// inTimeGoal is how many cut-offs and how many freezes there are to be on each back end (LOCKFS_FAULT_LOSSES: another number).
-const inTimeGoal = 100
 
 // victims is how many nodes lose their locks in one round, each at its own moment.
 const victims = 5
@@ -51,13 +47,7 @@ type loss struct {
 // TestInTime counts: with on_lost KILL no holder runs on after its lock was given away, nor after the lease's end, be the node
 // cut off from its server, or its server process frozen. make soak has it.
 func TestInTime(t *testing.T) {
-	goal := inTimeGoal
-	if text := os.Getenv("LOCKFS_FAULT_LOSSES"); text != "" {
-		var err error
-		if goal, err = strconv.Atoi(text); err != nil {
-			t.Fatalf("LOCKFS_FAULT_LOSSES: %v", err)
-		}
-	}
+	goal := goalOf(t, soakLosses)
 	program := build(t, "")
 	for _, backend := range []string{"redis", "zookeeper"} {
 		t.Run(backend, func(t *testing.T) {

@@ -46,6 +46,25 @@ var plants = map[string]planted{
 		file: "backends/redis/claims.go", old: "Token: token, Seq: token, Contended", new: "Token: token / 10000000 * 10000000, Seq: token, Contended",
 		found: []string{"a token that is not greater", "a token that is repeated"},
 	},
+	"a kept claim is refused to a try as if it were in use": {
+		file: "fs/locks/ask.go", old: "return try(a.request)", new: "return a.request",
+		found: []string{"a lock refused that nobody held"},
+	},
+	"a claim kept idle, and labelled so only after the unlock has returned": {
+		file: "fs/locks/settle.go", old: "	if w.change != nil {\n		t.carryOut(w.change)\n	}\n	waitFor(",
+		new: `	if w.change != nil && len(w.change.changes[0].To) > 0 && w.change.changes[0].To[0].Hint == backends.Kept {
+		go t.carryOut(w.change)
+		return
+	}
+	if w.change != nil { t.carryOut(w.change) }
+	waitFor(`,
+		found: []string{"a lock refused that nobody held"},
+	},
+	"a kept claim is used on after it was given back": {
+		file: "fs/locks/claims.go", old: "parts := make([]backends.Claim, len(ch.To))",
+		new:   `parts := make([]backends.Claim, len(ch.To)); if len(ch.To) == 0 && old.Hint == backends.Kept { on := old; on.ID += "x"; on.Seq, on.Contended = math.MaxUint64, false; parts = append(parts, on) }`,
+		found: []string{"two holders"},
+	},
 	"release dropped": {
 		file: "backends/redis/change.go", old: "args = append(args, change.ID, len(change.To))",
 		new:   `id := change.ID; if c.s.numbers.Add(1)%20 == 0 { id += "x" }; args = append(args, id, len(change.To))`,

@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ const (
 	swallows         // connections stay and nothing arrives, either way; in the end they are reset
 	holds            // nothing arrives either way until the end; then all of it does
 	late             // each answer comes late, but in time for who waits for it
+	slow             // what arrives comes some ms late, either way, so that messages of different nodes cross
 )
 
 // proxy is a node's way to the server, or to all of several.
@@ -197,25 +199,33 @@ func (p *proxy) pass(l *link) bool {
 		<-changed
 		p.mu.Lock()
 	}
-	return (p.mode == passes || p.mode == late) && !l.gap
+	return (p.mode == passes || p.mode == late || p.mode == slow) && !l.gap
 }
 
 // lateness is how late an answer is: just less than an attempt to renew the lease waits for it.
 const lateness = ttl / 6
 
-func (p *proxy) isLate() bool {
+// slowness is how late at the most what arrives on a slow way is.
+const slowness = 20 * time.Millisecond
+
+// delay is how long to keep back what has come; answer: from the server.
+func (p *proxy) delay(answer bool) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.mode == late
+	switch {
+	case p.mode == late && answer:
+		return lateness
+	case p.mode == slow:
+		return rand.N(slowness)
+	}
+	return 0
 }
 
 func (p *proxy) pump(l *link, from, to net.Conn) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
-		if from == l.halves[1] && p.isLate() {
-			time.Sleep(lateness)
-		}
+		time.Sleep(p.delay(from == l.halves[1]))
 		if !p.pass(l) {
 			break
 		}

@@ -4,53 +4,74 @@ package faults
 
 import (
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
 
-// soakGoal is how many acquisitions there are to be on each back end.
-const soakGoal = 10000
+// soakGoal is how many acquisitions there are to be on each back end; soakLosses how many cut-offs and freezes in TestInTime.
+const soakGoal, soakLosses = 10000, 100
 
 // soakRound is how long a run may take; none is begun so shortly before the test's deadline (-timeout).
 const soakRound = 150 * time.Second
 
-// TestSoak breaks all back ends, on new seeds, until the goal is reached (LOCKFS_FAULT_GOAL: another one).
-func TestSoak(t *testing.T) {
-	goal := int64(soakGoal)
-	if text := os.Getenv("LOCKFS_FAULT_GOAL"); text != "" {
-		var err error
-		if goal, err = strconv.ParseInt(text, 10, 64); err != nil {
-			t.Fatalf("LOCKFS_FAULT_GOAL: %v", err)
-		}
+// soaks are the set-ups that count as a back end's, in turn: each twice, with eio and with KILL.
+var soaks = map[string][]string{
+	"redis":     {"redis", onSentinel, onSmallDisk},
+	"zookeeper": {"zookeeper", onEnsemble},
+	onFile:      {onFile},
+}
+
+// goalOf is how much of all that there is to be, LOCKFS_FAULT_GOAL being so many acquisitions.
+func goalOf(t *testing.T, all int) int {
+	t.Helper()
+	text := os.Getenv("LOCKFS_FAULT_GOAL")
+	if text == "" {
+		return all
 	}
-	deadline, limited := t.Deadline()
+	goal, err := strconv.Atoi(text)
+	if err != nil || goal <= 0 {
+		t.Fatalf("LOCKFS_FAULT_GOAL: not a number of acquisitions: %q", text)
+	}
+	return (all*goal + soakGoal - 1) / soakGoal
+}
+
+// TestSoak breaks all back ends, on new seeds, until the goal is reached, and each set-up has been broken with eio and with KILL.
+// LOCKFS_FAULT_GOAL is another goal, with so many runs less; LOCKFS_FAULT_SETUPS names the set-ups to use, with commas between.
+func TestSoak(t *testing.T) {
 	program := build(t, "")
-	// The file back end has no network to break, and no lease.
-	for backend, goal := range map[string]int64{"redis": goal, "zookeeper": goal, onFile: goal / 5} {
+	for backend, setUps := range soaks {
+		if only := os.Getenv("LOCKFS_FAULT_SETUPS"); only != "" {
+			setUps = slices.DeleteFunc(slices.Clone(setUps), func(s string) bool { return !slices.Contains(strings.Split(only, ","), s) })
+		}
+		if len(setUps) == 0 {
+			continue
+		}
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
-			sum, faults, began := 0, map[string]int{}, time.Now()
-			for round := 0; sum < int(goal) && !t.Failed(); round++ {
-				if limited && time.Until(deadline) < soakRound {
-					t.Errorf("only %d of %d acquisitions before the test's deadline", sum, goal)
-					break
-				}
-				p := plan{backend: backend, kills: round%2 == 1, alone: round%4 == 0, program: program, mixed: 40 * time.Second}
-				if backend == "zookeeper" && round%4 >= 2 { // both of these count as ZooKeeper's
-					p.backend, p.alone = onEnsemble, round%4 == 2
-				}
-				if backend == "redis" && round%4 >= 2 { // and of these as Redis's
-					p.backend, p.alone = []string{onSentinel, onSmallDisk}[round/4%2], round%4 == 2
-				}
-				res := perform(t, p, newSeed(t))
-				res.expect(t)
-				sum += res.grants
-				for kind, n := range res.counts {
-					faults[kind] += n
-				}
-			}
-			t.Logf("%s: %d acquisitions in %v; %s", backend, sum, time.Since(began).Round(time.Second), sorted(faults))
+			soak(t, program, setUps)
 		})
 	}
+}
+
+func soak(t *testing.T, program string, setUps []string) {
+	goal, rounds := goalOf(t, soakGoal), goalOf(t, 2*len(setUps))
+	deadline, limited := t.Deadline()
+	sum, faults, began := 0, map[string]int{}, time.Now()
+	for round := 0; (sum < goal || round < rounds) && !t.Failed(); round++ {
+		if limited && time.Until(deadline) < soakRound {
+			t.Errorf("only %d of %d acquisitions, in %d of %d runs, before the test's deadline", sum, goal, round, rounds)
+			break
+		}
+		p := plan{backend: setUps[round/2%len(setUps)], kills: round%2 == 1, alone: round%2 == 0 && round < 2*len(setUps), program: program, mixed: 40 * time.Second}
+		res := perform(t, p, newSeed(t))
+		res.expect(t)
+		sum += res.grants
+		for kind, n := range res.counts {
+			faults[kind] += n
+		}
+	}
+	t.Logf("%d acquisitions in %v; %s", sum, time.Since(began).Round(time.Second), sorted(faults))
 }
