@@ -6,7 +6,8 @@
 // of its instructions, so the reader never waits for it and believes in no
 // more than single words. A slot is filled while it is free, and becomes true by one
 // store of its state, which carries a generation; whatever changes in a true
-// slot is a word of its own.
+// slot is a word of its own. A name that a slot has no room for goes on in
+// others, which stay free as for their state and are the slot's until it is free.
 //
 // Invariant: whoever has been told that it holds a lock is in the ledger
 // from before it is told until it has let go; the deadline here is never
@@ -34,7 +35,7 @@ import (
 type Entry struct {
 	// Waits: it holds nothing; a caller waits for a lock through it.
 	Waits bool
-	// Name is the lock's; what does not fit is cut off (NameSize).
+	// Name is the lock's.
 	Name string
 	// Handle is the description, by the server's count; Ino the inode number that the
 	// kernel shows for it in /proc, 0 while its open has not returned.
@@ -55,11 +56,9 @@ type Mount struct {
 
 const (
 	headerSize = 4096
-	slotSize   = 256
+	slotSize   = 128
 	chunkSize  = 1 << 20
 	maxChunks  = 1 << 10
-	// NameSize is the number of bytes of a name that an entry keeps.
-	NameSize = slotSize - nameAt
 )
 
 // The words of the header.
@@ -75,17 +74,22 @@ const (
 
 // The words of a slot; the name follows.
 const (
-	wordState = iota
+	wordState  = iota
+	wordMore   // 1 + the slot where the name goes on; 0: nowhere
+	wordHolder // see holder
 	wordHandle
 	wordIno
-	wordPID
-	wordMode
 	wordToken
-	wordSignal
 	wordKillAfter
-	wordName // its length
-	nameAt   = 8 * (wordName + 1)
+	nameAt = 8 * (wordKillAfter + 1)
+	moreAt = 8 * (wordMore + 1) // in a slot where a name goes on
 )
+
+// holder is the word that says who took the lock and how, with two things that are of few bits and do not change: the length of the
+// name and the signal.
+func holder(pid uint32, mode backends.Mode, signal syscall.Signal, name int) uint64 {
+	return uint64(pid)<<32 | uint64(mode)<<24 | uint64(signal)&0xff<<16 | uint64(name)
+}
 
 // States, the low byte of a slot's state; the rest is its generation.
 const (
@@ -94,7 +98,7 @@ const (
 	waits
 )
 
-const magic = 0x6c6f636b66730001 // "lockfs", version 1
+const magic = 0x6c6f636b66730002 // "lockfs", version 2
 
 // Ledger is the shared memory, mapped. Methods that write are for one process
 // at a time; it is safe for use by many goroutines.
@@ -226,27 +230,53 @@ func (l *Ledger) SetBackend(index int) { atomic.StoreUint64(l.word(wordBackend),
 func (l *Ledger) Add(e Entry) (Slot, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	e.Name = e.Name[:min(len(e.Name), backends.MaxName)]
 	slot, err := l.take()
 	if err != nil {
 		return 0, err
 	}
 	b := l.slot(slot)
-	name := copy(b[nameAt:slotSize], e.Name)
+	if err := l.write(b, nameAt, e.Name); err != nil {
+		l.giveBack(slot)
+		return 0, err
+	}
 	state := uint64(holds)
 	if e.Waits {
 		state = waits
 	}
+	atomic.StoreUint64(at(b, wordHolder), holder(e.PID, e.Mode, e.OnLost.Signal, len(e.Name)))
 	atomic.StoreUint64(at(b, wordHandle), e.Handle)
 	atomic.StoreUint64(at(b, wordIno), e.Ino)
-	atomic.StoreUint64(at(b, wordPID), uint64(e.PID))
-	atomic.StoreUint64(at(b, wordMode), uint64(e.Mode))
 	atomic.StoreUint64(at(b, wordToken), e.Token)
-	atomic.StoreUint64(at(b, wordSignal), uint64(e.OnLost.Signal))
 	atomic.StoreUint64(at(b, wordKillAfter), uint64(e.OnLost.KillAfter))
-	atomic.StoreUint64(at(b, wordName), uint64(name))
 	generation := atomic.LoadUint64(at(b, wordState)) >> 8
 	atomic.StoreUint64(at(b, wordState), (generation+1)<<8|state)
 	return slot, nil
+}
+
+// write puts a name into a slot, and what does not fit into others. The caller holds l.mu. On an error, what it has
+// taken is noted in the slot.
+func (l *Ledger) write(b []byte, at int, name string) error {
+	n := copy(b[at:], name)
+	setMore(b, 0)
+	if n == len(name) {
+		return nil
+	}
+	more, err := l.take()
+	if err != nil {
+		return err
+	}
+	setMore(b, uint64(more)+1)
+	return l.write(l.slot(more), moreAt, name[n:])
+}
+
+func setMore(b []byte, more uint64) { atomic.StoreUint64(at(b, wordMore), more) }
+
+// giveBack makes a slot that says nothing any more, and those where its name goes on, free to be used. The caller holds l.mu.
+func (l *Ledger) giveBack(s Slot) {
+	for more := uint64(s) + 1; more != 0; more = atomic.LoadUint64(at(l.slot(Slot(more-1)), wordMore)) {
+		l.spare = append(l.spare, Slot(more-1))
+	}
 }
 
 // take returns a free slot. The caller holds l.mu.
@@ -291,19 +321,20 @@ func (l *Ledger) slot(s Slot) []byte {
 }
 
 // SetIno completes an entry, when its file is known.
-func (l *Ledger) SetIno(s Slot, ino uint64) { l.set(s, wordIno, ino) }
+func (l *Ledger) SetIno(s Slot, ino uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	atomic.StoreUint64(at(l.slot(s), wordIno), ino)
+}
 
 // SetHolder changes who took the lock, how, and under which token.
 func (l *Ledger) SetHolder(s Slot, pid uint32, mode backends.Mode, token uint64) {
-	l.set(s, wordPID, uint64(pid))
-	l.set(s, wordMode, uint64(mode))
-	l.set(s, wordToken, token)
-}
-
-func (l *Ledger) set(s Slot, word int, value uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	atomic.StoreUint64(at(l.slot(s), word), value)
+	b := l.slot(s)
+	const stays = 0xffffff // signal and length of the name
+	atomic.StoreUint64(at(b, wordHolder), holder(pid, mode, 0, 0)|atomic.LoadUint64(at(b, wordHolder))&stays)
+	atomic.StoreUint64(at(b, wordToken), token)
 }
 
 // Free strikes an entry out.
@@ -312,5 +343,5 @@ func (l *Ledger) Free(s Slot) {
 	defer l.mu.Unlock()
 	state := at(l.slot(s), wordState)
 	atomic.StoreUint64(state, atomic.LoadUint64(state)&^0xff)
-	l.spare = append(l.spare, s)
+	l.giveBack(s)
 }

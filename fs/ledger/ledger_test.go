@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -102,13 +103,40 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 		t.Fatalf("after freeing %d entries, want %d", len(got), len(want))
 	}
 	long := sample(1)
-	long.Name = strings.Repeat("x", backends.MaxName)
+	long.Name = strings.Repeat("long", backends.MaxName/4)
 	slot, err := writer.Add(long)
 	if err != nil || int(slot) >= n {
 		t.Errorf("a free slot was not used again: %v, %v", slot, err)
 	}
-	if got := entries(t, reader)[slot/2+1]; got.Name != long.Name[:NameSize] || got.Ino != long.Ino {
+	if got := entries(t, reader)[slot/2+1]; !reflect.DeepEqual(got, long) {
 		t.Errorf("a long name: %+v", got)
+	}
+	writer.Free(slot)
+	if got := entries(t, reader); !reflect.DeepEqual(got, want) {
+		t.Fatalf("after the long name %d entries, want %d", len(got), len(want))
+	}
+}
+
+// TestNamesOfAnyLength: all bytes of a name are kept, and all slots that it took are used again.
+func TestNamesOfAnyLength(t *testing.T) {
+	reader := newLedger(t)
+	writer := again(t, reader)
+	for length := range backends.MaxName + 1 {
+		e := sample(1)
+		e.Name = strings.Repeat("0123456789abcdef", backends.MaxName/16)[:length]
+		slot, err := writer.Add(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writer.SetHolder(slot, e.PID+1, e.Mode, e.Token)
+		e.PID++
+		if got := entries(t, reader); !reflect.DeepEqual(got, []Entry{e}) {
+			t.Fatalf("a name of %d bytes: %+v", length, got)
+		}
+		writer.Free(slot)
+	}
+	if used, most := writer.used, 1+(backends.MaxName-(slotSize-nameAt)+(slotSize-moreAt)-1)/(slotSize-moreAt); used != most {
+		t.Errorf("%d slots were used, where %d do", used, most)
 	}
 }
 
@@ -150,19 +178,24 @@ func TestForeignMemory(t *testing.T) {
 	}
 }
 
-// write is a server that is never at rest: entries in which every word says the same.
+const (
+	lasting = 10 // entries of the writer that stay
+	moving  = 50 // and that come and go
+)
+
+// write is a server that is never at rest: entries in which every word says the same, and names of which many go on in other slots.
 func write() {
 	l, err := Open(os.NewFile(3, "ledger"))
 	if err != nil {
 		panic(err)
 	}
-	slots := make([]Slot, 50)
+	slots := make([]Slot, moving)
 	for i := uint64(1); ; i++ {
-		k := i % uint64(len(slots))
-		if i > uint64(len(slots)) {
+		k := i % moving
+		if i > lasting+moving {
 			l.Free(slots[k])
 		}
-		e := Entry{Name: strings.Repeat(string(rune('a'+i%26)), int(i%100)), Handle: i, Ino: i, PID: uint32(i), Token: i,
+		e := Entry{Name: strings.Repeat(string(rune('a'+i%26)), int(i%500)), Handle: i, Ino: i, PID: uint32(i), Token: i,
 			OnLost: config.OnLost{Signal: syscall.Signal(i), KillAfter: time.Duration(i)}}
 		if slots[k], err = l.Add(e); err != nil {
 			panic(err)
@@ -170,8 +203,25 @@ func write() {
 	}
 }
 
+// rests reports whether all threads of a process have stopped or ended.
+func rests(t *testing.T, pid int) bool {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		stat, _ := os.ReadFile(thread) // it may be gone by now
+		_, state, _ := strings.Cut(string(stat), ") ")
+		if state != "" && !strings.ContainsAny(state[:1], "TZX") {
+			return false
+		}
+	}
+	return true
+}
+
 // TestWriterStoppedAndKilled: whatever the writer is doing, stops in or dies in, the reader
-// sees whole entries, at once.
+// sees whole entries, at once, and of those that stay each.
 func TestWriterStoppedAndKilled(t *testing.T) {
 	l := newLedger(t)
 	for round := range 10 {
@@ -182,20 +232,34 @@ func TestWriterStoppedAndKilled(t *testing.T) {
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
-		for len(entries(t, l)) < 40 {
+		busy := func(e Entry) bool { return e.Handle > 10*(lasting+moving) }
+		for !slices.ContainsFunc(entries(t, l), busy) {
 			time.Sleep(time.Millisecond)
 		}
-		if err := c.Process.Signal([]os.Signal{syscall.SIGSTOP, syscall.SIGKILL, syscall.SIGCONT}[round%3]); err != nil {
-			t.Fatal(err)
+		least := lasting // while it runs, others may be found in neither of two places
+		if round%3 != 0 {
+			if err := c.Process.Signal([]os.Signal{syscall.SIGSTOP, syscall.SIGKILL}[round%3-1]); err != nil {
+				t.Fatal(err)
+			}
+			for !rests(t, c.Process.Pid) {
+				time.Sleep(time.Millisecond)
+			}
+			least = lasting + moving - 1
 		}
 		for range 200 {
 			got := entries(t, l)
-			if len(got) < 40 {
-				t.Fatalf("only %d entries", len(got))
+			stay := 0
+			for _, e := range got {
+				if e.Handle <= lasting {
+					stay++
+				}
+			}
+			if len(got) < least || stay != lasting {
+				t.Fatalf("only %d entries, of which %d stay", len(got), stay)
 			}
 			for _, e := range got {
 				if e.Ino != e.Handle || e.Token != e.Handle || uint64(e.OnLost.KillAfter) != e.Handle || uint64(e.PID) != e.Handle&0xffffffff ||
-					e.Name != strings.Repeat(string(rune('a'+e.Handle%26)), int(e.Handle%100)) {
+					e.Name != strings.Repeat(string(rune('a'+e.Handle%26)), int(e.Handle%500)) {
 					t.Fatalf("a torn entry: %+v", e)
 				}
 			}
