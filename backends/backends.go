@@ -180,17 +180,17 @@ type Request struct {
 
 // Claim is what a session holds.
 type Claim struct {
-	// ID identifies the claim within the cluster, for Change.
+	// ID identifies the claim among those of its session, for Change.
 	ID string
 	Lock
-	Hint Hint
 	// Token is the fencing token: greater than that of every grant of this
 	// name before, through restarts and fail-overs. A claim that Change made
 	// from another one keeps its token.
 	Token uint64
 	// Seq stamps the grant in the name's own order, to compare with
 	// Event.Seq. A claim that Change made from another one keeps its Seq.
-	Seq uint64
+	Seq  uint64
+	Hint Hint
 	// Contended: when the claim was granted, another session's request that
 	// conflicts with it was already waiting.
 	Contended bool

@@ -143,7 +143,7 @@ func testIdempotent(e *env) {
 	got := p[0].change(name, backends.Change{ID: a.ID, To: all}, backends.Change{ID: b.ID, To: []backends.Keep{keep(backends.Read, 3, 3)}},
 		backends.Change{ID: "never was", To: all}, backends.Change{ID: other.ID, To: nil})
 	e.same(got, b, keep(backends.Read, 3, 3))
-	e.entries(name, 2) // nor has it touched the other session's claim
+	e.entries(name, 2) // nor has it touched the other session's claim, which has an ID that is its own at most within that session
 	p[0].drop(name, got[0], got[0], a, b)
 	if claims := p[0].change("a name that nobody has", backends.Change{ID: a.ID, To: all}); len(claims) != 0 {
 		e.Fatalf("Change of nothing returned %+v", claims)

@@ -156,7 +156,7 @@ func testHolders(e *env) {
 		}
 		for i, h := range holders {
 			want, session := a, p[0].ID()
-			if h.ID == b.ID {
+			if h.Session == p[1].ID() {
 				want, session = b, p[1].ID()
 			}
 			if h.ID != row.want[i] || h.Session != session || !strings.HasPrefix(h.Node, "node-of-") ||

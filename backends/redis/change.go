@@ -58,13 +58,13 @@ func (c *changing) Result(ctx context.Context) ([]backends.Claim, error) {
 func (c *changing) arguments(changes []backends.Change) ([]any, error) {
 	args := []any{c.name}
 	for _, change := range changes {
-		args = append(args, change.ID, len(change.To))
+		args = append(args, c.s.full(change.ID), len(change.To))
 		for _, keep := range change.To {
 			if err := check(backends.Request{Lock: keep.Lock}); err != nil {
 				return nil, err
 			}
-			id := c.s.newID()
-			args = append(args, id, encodeLock(keep.Lock, keep.Hint))
+			id := claimID(c.s.numbers.Add(1))
+			args = append(args, c.s.full(id), encodeLock(keep.Lock, keep.Hint))
 			c.parts = append(c.parts, backends.Claim{ID: id, Lock: keep.Lock, Hint: keep.Hint})
 		}
 	}
@@ -74,10 +74,10 @@ func (c *changing) arguments(changes []backends.Change) ([]any, error) {
 // changed notes what the server has carried out. mu is held.
 func (s *session) changed(name string, changes []backends.Change, parts []backends.Claim, a answer) {
 	for _, c := range changes {
-		delete(s.claims, c.ID)
+		delete(s.claims, numberOf(c.ID))
 	}
 	for _, c := range kept(parts, a) {
-		s.hold(name, c)
+		s.hold(numberOf(c.ID), name, &c)
 	}
 }
 

@@ -19,7 +19,8 @@ import (
 // the outcome is delivered, or the request was taken back for good.
 type waiter struct {
 	s        *session
-	id, name string
+	number   uint64
+	id, name string // id is the server's, of number
 	request  string // as the scripts read it
 	backends.Request
 	// ready is closed when out is set.
@@ -60,7 +61,8 @@ const locking = "locking"
 
 // BeginAcquire is as backends.Prompt says.
 func (s *session) BeginAcquire(name string, req backends.Request) backends.Pending[backends.Claim] {
-	w := &waiter{s: s, id: s.newID(), name: name, request: encodeRequest(req), Request: req, ready: make(chan struct{})}
+	n := s.numbers.Add(1)
+	w := &waiter{s: s, number: n, id: s.full(claimID(n)), name: name, request: encodeRequest(req), Request: req, ready: make(chan struct{})}
 	switch err := check(req); {
 	case err != nil:
 		w.settle(outcome{err: err})
@@ -121,7 +123,20 @@ func check(req backends.Request) error {
 	return nil
 }
 
-func (s *session) newID() string { return s.id + "/" + strconv.FormatUint(s.numbers.Add(1), 36) }
+// claimID is the ID of the session's claim with this number, or of the request for it.
+func claimID(number uint64) string { return strconv.FormatUint(number, 36) }
+
+// numberOf is the number of a claim's ID; 0 where it is none of ours.
+func numberOf(id string) uint64 {
+	n, err := strconv.ParseUint(id, 36, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// full is the id by which the server knows a claim of the session.
+func (s *session) full(id string) string { return s.id + "/" + id }
 
 func (s *session) enter(w *waiter) bool {
 	s.mu.Lock()
@@ -310,7 +325,7 @@ func (w *waiter) result(a answer) outcome {
 		if err != nil {
 			return outcome{err: fmt.Errorf("%w: token %q", backends.ErrForeign, a.text(0))}
 		}
-		return outcome{claim: backends.Claim{ID: w.id, Lock: w.Lock, Hint: w.Hint,
+		return outcome{claim: backends.Claim{ID: claimID(w.number), Lock: w.Lock, Hint: w.Hint,
 			Token: token, Seq: token, Contended: a.text(1) == "1"}}
 	case "blocked":
 		return outcome{err: backends.ErrWouldBlock}
@@ -342,7 +357,7 @@ func (s *session) hand(w *waiter, out outcome) bool {
 		w.phase = settled
 		delete(s.waiters, w.id)
 		if out.err == nil {
-			s.hold(w.name, out.claim)
+			s.hold(w.number, w.name, &out.claim)
 		}
 		w.settle(out)
 	}
@@ -350,8 +365,8 @@ func (s *session) hand(w *waiter, out outcome) bool {
 }
 
 // hold notes a claim that a caller is told of. mu is held.
-func (s *session) hold(name string, c backends.Claim) {
-	s.claims[c.ID] = held{name: name, spec: encodeLock(c.Lock, c.Hint), contended: c.Contended, token: c.Token}
+func (s *session) hold(number uint64, name string, c *backends.Claim) {
+	s.claims[number] = &held{name: name, first: c.First, last: c.Last, mode: c.Mode, hint: c.Hint, contended: c.Contended, token: c.Token}
 	s.b.saw(c.Token, 0)
 }
 

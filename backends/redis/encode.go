@@ -41,7 +41,7 @@ func decodeHolder(id, spec, contended, token string) (backends.Holder, error) {
 	if err1 != nil || err2 != nil || err3 != nil {
 		return h, fmt.Errorf("%w: claim %q of %q with token %q", backends.ErrForeign, id, spec, token)
 	}
-	h.Claim = backends.Claim{ID: id, Hint: backends.Hint(spec[1] - '0'), Token: number, Seq: number, Contended: contended == "1",
+	h.Claim = backends.Claim{ID: id[end+1:], Hint: backends.Hint(spec[1] - '0'), Token: number, Seq: number, Contended: contended == "1",
 		Lock: backends.Lock{Mode: backends.Mode(spec[0] - '0'), Range: backends.Range{First: first, Last: last}}}
 	h.Session = id[:end]
 	h.Node = nodeOf(h.Session)

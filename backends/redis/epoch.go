@@ -59,11 +59,20 @@ func (b *Backend) saw(stamp uint64, hold time.Duration) {
 	}
 }
 
-// held is a claim that a caller has been told of.
+// held is a claim that a caller has been told of. There is one for each name that the node holds, so it is kept small.
 type held struct {
-	name, spec string
-	contended  bool
-	token      uint64
+	name        string
+	first, last uint64
+	token       uint64
+	mode        backends.Mode
+	hint        backends.Hint
+	contended   bool
+}
+
+// value is what the server has of a claim (lua/head.lua).
+func (h *held) value() string {
+	lock := backends.Lock{Range: backends.Range{First: h.first, Last: h.last}, Mode: h.mode}
+	return encodeLock(lock, h.hint) + flag(h.contended) + strconv.FormatUint(h.token, 10)
 }
 
 // who is what all scripts take first.
@@ -234,8 +243,8 @@ func (s *session) snapshot(epoch string) []any {
 	defer s.mu.Unlock()
 	s.said = epoch
 	entries := make([]any, 0, 4*(len(s.claims)+len(s.waiters)))
-	for id, h := range s.claims {
-		entries = append(entries, id, h.name, "", h.spec+flag(h.contended)+strconv.FormatUint(h.token, 10))
+	for n, h := range s.claims {
+		entries = append(entries, s.full(claimID(n)), h.name, "", h.value())
 	}
 	for _, w := range s.waiters {
 		w.early = nil

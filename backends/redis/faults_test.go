@@ -32,16 +32,17 @@ func TestLateAttempts(t *testing.T) {
 			t.Errorf("the server answers %q, want %q", got, wanted)
 		}
 	}
-	id := s.newID()
+	number := s.numbers.Add(1)
+	id := s.full(claimID(number))
 	want(ask(id, 2, true), "granted") // attempt 1 is on its way, and overtaken
 	want(ask(id, 3, true), "granted") // the reply was lost: the same claim
 	if n := entries(t, raw, "test", "x"); n != 1 {
 		t.Errorf("%d entries of one request", n)
 	}
-	drop(t, s, "x", backends.Claim{ID: id})
+	drop(t, s, "x", backends.Claim{ID: claimID(number)})
 	want(ask(id, 1, true), "late")
 
-	id = s.newID()
+	id = s.full(claimID(s.numbers.Add(1)))
 	s.takeBack(&waiter{id: id, name: "x"}, true) // taken back before it arrives
 	want(ask(id, 1, true), "late")
 	if n := entries(t, raw, "test", "x"); n != 0 {
@@ -68,7 +69,7 @@ func TestLostMessage(t *testing.T) {
 		eventually(t, 5*time.Second, "it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
 		pipe := raw.TxPipeline() // in one step: the message goes to nobody
 		pipe.ClientKillByFilter(t.Context(), "TYPE", "pubsub")
-		pipe.EvalSha(t.Context(), changeScript.Hash(), holder.b.keys, holder.knownNow()+holder.id, "x", held.ID, 0)
+		pipe.EvalSha(t.Context(), changeScript.Hash(), holder.b.keys, holder.knownNow()+holder.id, "x", holder.full(held.ID), 0)
 		if _, err := pipe.Exec(t.Context()); err != nil {
 			t.Fatal(err)
 		}

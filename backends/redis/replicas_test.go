@@ -37,14 +37,14 @@ func TestReplicas(t *testing.T) {
 	}
 	for range 20 {
 		held := acquire(t, s, "x", writing)
-		if !known("x", held.ID) {
+		if !known("x", s.full(held.ID)) {
 			t.Fatal("a grant was reported that the replica does not know")
 		}
 		got := asked(t, next, "x")
 		eventually(t, 5*time.Second, "it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
 		drop(t, s, "x", held)
 		c := received(t, 5*time.Second, "the lock that was let go", got)
-		if !known("x", c.ID) {
+		if !known("x", next.full(c.ID)) {
 			t.Fatal("a grant by message was reported that the replica does not know")
 		}
 		drop(t, next, "x", c)
@@ -71,7 +71,7 @@ func TestReplicas(t *testing.T) {
 	}
 	replica.Start()
 	c := received(t, 15*time.Second, "the one who waited for a replica", waits)
-	if !known("z", c.ID) {
+	if !known("z", s.full(c.ID)) {
 		t.Error("a grant was reported that the replica does not know")
 	}
 	drop(t, s, "z", c)

@@ -38,7 +38,7 @@ type session struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	numbers atomic.Uint64 // for ids
+	numbers atomic.Uint64 // of requests and claims
 	beat    atomic.Uint64 // the last renewal that was answered
 	echo    atomic.Uint64 // the last renewal that came back on the channel
 	checked time.Time     // of the renewing goroutine: the last recheck
@@ -60,8 +60,8 @@ type session struct {
 	news  chan struct{}
 	// said is the epoch for which the session last wrote down what it has.
 	said   string
-	claims map[string]held // what callers have been told of and not given up, by id
-	reapAt time.Time       // zero: not before a heartbeat says so
+	claims map[uint64]*held // what callers have been told of and not given up, by number
+	reapAt time.Time        // zero: not before a heartbeat says so
 }
 
 var (
@@ -72,7 +72,7 @@ var (
 func newSession(b *Backend, options backends.SessionOptions) *session {
 	s := &session{
 		b: b, id: newID(options.Node), ttl: options.TTL, delay: options.LockDelay, log: options.Log, crew: newCrew(), box: newMailbox(),
-		done: make(chan struct{}), reapWake: make(chan struct{}, 1), waiters: map[string]*waiter{}, claims: map[string]held{},
+		done: make(chan struct{}), reapWake: make(chan struct{}, 1), waiters: map[string]*waiter{}, claims: map[uint64]*held{},
 		news: make(chan struct{}), checked: time.Now(),
 	}
 	if s.log == nil {
