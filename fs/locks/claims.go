@@ -18,8 +18,8 @@ type claims struct {
 	// last is the last token given to a lock on this node.
 	last uint64
 	// turn is when the node's turn ends: until then newcomers here are served from claims that
-	// another node waits for. Zero as long as no node does.
-	turn time.Time
+	// another node waits for (see clock). 0 as long as no node does.
+	turn time.Duration
 }
 
 // contended reports whether another node waits for what the claim has:
@@ -36,7 +36,7 @@ func (c *claims) admit(want backends.Lock, inside int) bool {
 	var parts []backends.Lock
 	for i := range c.list {
 		claim := &c.list[i]
-		if !claim.Overlaps(want.Range) || c.contended(claim) && !time.Now().Before(c.turn) {
+		if !claim.Overlaps(want.Range) || c.contended(claim) && clock() >= c.turn {
 			continue
 		}
 		if claim.Mode >= want.Mode && claim.Contains(want.Range) {
@@ -50,7 +50,7 @@ func (c *claims) admit(want backends.Lock, inside int) bool {
 // gain enters a claim that was granted.
 func (c *claims) gain(claim backends.Claim, turn time.Duration) {
 	if len(c.list) == 0 {
-		c.turn = time.Time{}
+		c.turn = 0
 	}
 	c.list = append(c.list, claim)
 	c.startTurn(turn)
@@ -59,8 +59,8 @@ func (c *claims) gain(claim backends.Claim, turn time.Duration) {
 // startTurn begins the node's turn when another node is first seen to wait. It ends for good when all claims
 // have been given up, so that nobody is kept waiting for long by newcomers.
 func (c *claims) startTurn(turn time.Duration) {
-	if c.turn.IsZero() && slices.ContainsFunc(c.list, func(k backends.Claim) bool { return c.contended(&k) }) {
-		c.turn = time.Now().Add(turn)
+	if c.turn == 0 && slices.ContainsFunc(c.list, func(k backends.Claim) bool { return c.contended(&k) }) {
+		c.turn = clock() + turn
 	}
 }
 

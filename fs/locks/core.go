@@ -21,10 +21,9 @@ type core struct {
 	// order of their arrival. The back end decides in which order they are
 	// admitted; they block nobody who is inside.
 	outside []*waiter
-	// teller, where not nil, tells the watcher what is held.
-	teller interface{ tell() }
-	// tokens, where not nil, gives each new lock its fencing token.
-	tokens interface{ next(l backends.Lock) uint64 }
+	// of, where not nil, is the name that it belongs to: which gives each new lock its fencing token, and tells
+	// the watcher what is held.
+	of *name
 }
 
 // held is a lock that an owner has.
@@ -33,9 +32,9 @@ type held struct {
 	// handle is the open file description through which it was taken.
 	handle uint64
 	backends.Lock
-	hint  backends.Hint
 	token uint64
 	pid   uint32
+	hint  backends.Hint
 	// created: by the open that made the file.
 	created bool
 }
@@ -133,8 +132,8 @@ func (c *core) has(r *Request) (token uint64, ok bool) {
 // token is that of a new lock: what its owner has already is no new grant.
 func (c *core) token(r *Request) uint64 {
 	token, ok := c.has(r)
-	if !ok && c.tokens != nil {
-		return c.tokens.next(r.Lock)
+	if !ok && c.of != nil {
+		return c.of.next(r.Lock)
 	}
 	return token
 }
@@ -219,8 +218,8 @@ func (c *core) settle() {
 			if !w.suspended && !c.blocked(i) {
 				c.set(&w.Request)
 				c.queue = slices.Delete(c.queue, i, i+1)
-				if c.teller != nil {
-					c.teller.tell() // before the caller, who goes off with it
+				if c.of != nil {
+					c.of.tell() // before the caller, who goes off with it
 				}
 				w.decide(nil)
 				break

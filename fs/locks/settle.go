@@ -22,6 +22,8 @@ type change struct {
 	session backends.Session
 	changes []backends.Change
 	done    chan struct{}
+	// again, where not nil, is closed when what came up meanwhile has been carried out too.
+	again chan struct{}
 }
 
 // settle grants on a name what can be granted, then gives back what is not
@@ -56,10 +58,10 @@ func (t *Table) valid() bool { return t.session != nil && t.session.Valid() }
 // name at a time: what comes up meanwhile is seen to after it.
 func (t *Table) trim(n *name) work {
 	if n.change != nil {
-		if n.again == nil {
-			n.again = make(chan struct{})
+		if n.change.again == nil {
+			n.change.again = make(chan struct{})
 		}
-		return work{done: n.again}
+		return work{done: n.change.again}
 	}
 	if t.session == nil { // it is lost, and what it had is about to be forgotten
 		return work{}
@@ -71,10 +73,10 @@ func (t *Table) trim(n *name) work {
 	if len(changes) == 0 {
 		return work{}
 	}
-	n.change = make(chan struct{})
+	n.change = &change{n: n, session: t.session, changes: changes, done: make(chan struct{})}
 	n.claims.begin(changes)
 	t.changes.Add(1)
-	return work{n.change, &change{n, t.session, changes, n.change}}
+	return work{n.change.done, n.change}
 }
 
 // perform does work and waits until the back end knows, or is out of reach and the session goes on trying, or ctx ends.
@@ -121,14 +123,13 @@ func (t *Table) carriedOut(c *change, now []backends.Claim, err error) {
 	}
 	close(c.done)
 	n.change = nil
-	if again := n.again; again != nil {
-		n.again = nil
+	if c.again != nil {
 		next := t.trim(n)
 		if next.done == nil {
-			close(again)
+			close(c.again)
 		} else {
 			t.aside(next)
-			go func() { <-next.done; close(again) }()
+			go func() { <-next.done; close(c.again) }()
 		}
 	}
 	t.forget(n)

@@ -70,25 +70,24 @@ type Table struct {
 	// look which have been so for too long.
 	warm map[*name]bool
 	idle *time.Timer
+	// holds is room for what the watcher is to be told of a name.
+	holds []told
 
 	closed  bool
 	asks    sync.WaitGroup
 	changes sync.WaitGroup
 }
 
-// name is one name that somebody on this node holds or wants.
+// name is one name that somebody on this node holds or wants. There may be many thousands, so it is kept small.
 type name struct {
-	name string
+	name  string
+	table *Table
 	core
 	claims
 	habit
-	watcher Watcher   // the table's
-	told    []Holding // what it was told of this name
-	spare   []Holding // room for the next
-	// change is closed when the running Change has been carried out; nil when none runs.
-	change chan struct{}
-	// again: when the running Change is done, look what else there is to give back.
-	again chan struct{}
+	told []told // what the watcher was told of it
+	// change is the Change that runs; nil when none does.
+	change *change
 	// freed is closed, and replaced, when a lock comes free here; nil when nobody listens.
 	freed chan struct{}
 }
@@ -124,11 +123,8 @@ func New(ctx context.Context, options Options) (*Table, error) {
 func (t *Table) name(s string) *name {
 	n := t.names[s]
 	if n == nil {
-		n = &name{name: s, watcher: t.options.Watcher}
-		n.tokens = &n.claims
-		if n.watcher != nil {
-			n.teller = n
-		}
+		n = &name{name: s, table: t}
+		n.of = n
 		t.names[s] = n
 	}
 	return n

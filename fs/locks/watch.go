@@ -39,39 +39,51 @@ type Holding struct {
 	Token uint64
 }
 
+// told is what the watcher knows of a handle and a name.
+type told struct {
+	handle, token uint64
+	pid           uint32
+	mode          backends.Mode
+}
+
+func (h told) holding(name string) Holding {
+	return Holding{Name: name, Handle: h.handle, PID: h.pid, Mode: h.mode, Token: h.token}
+}
+
 // tell compares what the handles hold on a name with what the watcher was
 // told, and tells it what is new. The caller holds the table's mutex.
 //
 // Invariant: n.told is what the handles in n.held have, whenever the table is
 // unlocked, and, as for what has been granted, before the one who waits for it is told.
 func (n *name) tell() {
-	if n.watcher == nil || len(n.held)+len(n.told) == 0 {
+	watcher := n.table.options.Watcher
+	if watcher == nil || len(n.held)+len(n.told) == 0 {
 		return
 	}
-	now := n.holdings(n.spare[:0])
+	now := n.holdings(n.table.holds[:0])
 	for _, before := range n.told {
-		if !slices.ContainsFunc(now, func(h Holding) bool { return h.Handle == before.Handle }) {
-			n.watcher.Frees(before.Handle)
+		if !slices.ContainsFunc(now, func(h told) bool { return h.handle == before.handle }) {
+			watcher.Frees(before.handle)
 		}
 	}
 	for _, h := range now {
 		if !slices.Contains(n.told, h) {
-			n.watcher.Holds(h)
+			watcher.Holds(h.holding(n.name))
 		}
 	}
-	n.told, n.spare = now, n.told
+	n.told, n.table.holds = append(n.told[:0], now...), now
 }
 
 // holdings sums up what is held, by handle.
-func (n *name) holdings(all []Holding) []Holding {
+func (n *name) holdings(all []told) []told {
 	for i := range n.held {
 		h := &n.held[i]
-		at := slices.IndexFunc(all, func(o Holding) bool { return o.Handle == h.handle })
+		at := slices.IndexFunc(all, func(o told) bool { return o.handle == h.handle })
 		if at < 0 {
-			all = append(all, Holding{Name: n.name, Handle: h.handle, PID: h.pid, Mode: h.Mode, Token: h.token})
+			all = append(all, told{handle: h.handle, token: h.token, pid: h.pid, mode: h.Mode})
 			continue
 		}
-		all[at].PID, all[at].Mode, all[at].Token = h.pid, max(all[at].Mode, h.Mode), max(all[at].Token, h.token)
+		all[at].pid, all[at].mode, all[at].token = h.pid, max(all[at].mode, h.Mode), max(all[at].token, h.token)
 	}
 	return all
 }

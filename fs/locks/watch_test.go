@@ -188,7 +188,7 @@ func TestWatcherAtRandom(t *testing.T) {
 		table.mu.Lock()
 		for _, n := range table.names {
 			for _, h := range n.holdings(nil) {
-				want[h.Handle] = h
+				want[h.handle] = h.holding(n.name)
 			}
 		}
 		table.mu.Unlock()
