@@ -31,24 +31,26 @@ type guard struct {
 	hunts  sync.WaitGroup // those that are to finish
 
 	mu    sync.Mutex
-	inos  map[uint64]uint64      // by handle, of descriptions that are open
-	holds map[uint64]ledger.Slot // by handle
-	waits map[uint64]wait        // by call
+	open  map[uint64]description // by handle, of those that are open or hold
+	waits map[uint64]ledger.Slot // by call
 	busy  []time.Duration        // until when each hunt that runs will be done
 	full  bool                   // the ledger took no more; said once
 }
 
-type wait struct {
-	handle uint64
-	slot   ledger.Slot
+// description is what is known of a handle.
+type description struct {
+	ino  uint64      // 0 while its open has not returned
+	slot ledger.Slot // that of what it holds, noSlot where it holds nothing
 }
+
+const noSlot ledger.Slot = -1
 
 var _ locks.Watcher = (*guard)(nil)
 
 // newGuard uses the ledger, or, where that is nil, one of its own.
 func newGuard(c *config.Config, l *ledger.Ledger, log *slog.Logger) (*guard, error) {
 	g := &guard{config: c, ledger: l, own: l == nil, log: log,
-		inos: map[uint64]uint64{}, holds: map[uint64]ledger.Slot{}, waits: map[uint64]wait{}}
+		open: map[uint64]description{}, waits: map[uint64]ledger.Slot{}}
 	if g.own {
 		var err error
 		if g.ledger, err = ledger.New(); err != nil {
@@ -78,13 +80,32 @@ func (g *guard) mounted(point string) {
 	g.ledger.SetMount(m.Ledger())
 }
 
+// of returns what is known of a handle. The caller holds g.mu.
+func (g *guard) of(handle uint64) description {
+	if d, ok := g.open[handle]; ok {
+		return d
+	}
+	return description{slot: noSlot}
+}
+
+// note changes what is known of a handle. The caller holds g.mu.
+func (g *guard) note(handle uint64, d description) {
+	if d == (description{slot: noSlot}) {
+		delete(g.open, handle)
+	} else {
+		g.open[handle] = d
+	}
+}
+
 // opened says which inode the kernel shows for a handle's descriptors, before the open returns.
 func (g *guard) opened(handle, ino uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.inos[handle] = ino
-	if slot, ok := g.holds[handle]; ok {
-		g.ledger.SetIno(slot, ino)
+	d := g.of(handle)
+	d.ino = ino
+	g.note(handle, d)
+	if d.slot != noSlot {
+		g.ledger.SetIno(d.slot, ino)
 	}
 }
 
@@ -92,42 +113,50 @@ func (g *guard) opened(handle, ino uint64) {
 func (g *guard) released(handle uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.inos, handle)
+	d := g.of(handle)
+	d.ino = 0
+	g.note(handle, d)
 }
 
 // Holds implements locks.Watcher.
 func (g *guard) Holds(h locks.Holding) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if slot, ok := g.holds[h.Handle]; ok {
-		g.ledger.SetHolder(slot, h.PID, h.Mode, h.Token)
+	d := g.of(h.Handle)
+	if d.slot != noSlot {
+		g.ledger.SetHolder(d.slot, h.PID, h.Mode, h.Token)
 		return
 	}
-	if slot, ok := g.add(ledger.Entry{}, h); ok {
-		g.holds[h.Handle] = slot
-	}
+	d.slot = g.add(ledger.Entry{Ino: d.ino}, h)
+	g.note(h.Handle, d)
 }
 
-// add enters what is known. The caller holds g.mu.
-func (g *guard) add(e ledger.Entry, h locks.Holding) (ledger.Slot, bool) {
-	e.Name, e.Handle, e.Ino, e.PID, e.Mode, e.Token = h.Name, h.Handle, g.inos[h.Handle], h.PID, h.Mode, h.Token
+// add enters what is known; noSlot where the ledger is full. The caller holds g.mu.
+func (g *guard) add(e ledger.Entry, h locks.Holding) ledger.Slot {
+	e.Name, e.Handle, e.PID, e.Mode, e.Token = h.Name, h.Handle, h.PID, h.Mode, h.Token
 	e.OnLost = g.config.For(h.Name).OnLost
 	slot, err := g.ledger.Add(e)
-	if err != nil && !g.full {
+	if err == nil {
+		return slot
+	}
+	if !g.full {
 		g.full = true
 		g.log.Error("the keeper can't be told of more locks: were this server to die, on_lost would not be done to their holders", "name", h.Name, "error", err)
 	}
-	return slot, err == nil
+	return noSlot
 }
 
 // Frees implements locks.Watcher.
 func (g *guard) Frees(handle uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if slot, ok := g.holds[handle]; ok {
-		g.ledger.Free(slot)
-		delete(g.holds, handle)
+	d := g.of(handle)
+	if d.slot == noSlot {
+		return
 	}
+	g.ledger.Free(d.slot)
+	d.slot = noSlot
+	g.note(handle, d)
 }
 
 // Waits implements locks.Watcher. Waiters are of interest only where holders are to be
@@ -138,11 +167,12 @@ func (g *guard) Waits(call uint64, w locks.Holding) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, ok := g.holds[w.Handle]; ok {
+	d := g.of(w.Handle)
+	if d.slot != noSlot {
 		return // it holds as well, and is not to be spared
 	}
-	if slot, ok := g.add(ledger.Entry{Waits: true}, w); ok {
-		g.waits[call] = wait{w.Handle, slot}
+	if slot := g.add(ledger.Entry{Waits: true, Ino: d.ino}, w); slot != noSlot {
+		g.waits[call] = slot
 	}
 }
 
@@ -150,8 +180,8 @@ func (g *guard) Waits(call uint64, w locks.Holding) {
 func (g *guard) WaitsNoMore(call uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if w, ok := g.waits[call]; ok {
-		g.ledger.Free(w.slot)
+	if slot, ok := g.waits[call]; ok {
+		g.ledger.Free(slot)
 		delete(g.waits, call)
 	}
 }
@@ -202,13 +232,24 @@ func (g *guard) start() time.Duration {
 	return now
 }
 
+// takeHeld returns what is held, and makes it that of no handle. The caller holds g.mu.
+func (g *guard) takeHeld() (slots []ledger.Slot) {
+	for handle, d := range g.open {
+		if d.slot != noSlot {
+			slots = append(slots, d.slot)
+			d.slot = noSlot
+			g.note(handle, d)
+		}
+	}
+	return slots
+}
+
 // begin says in the ledger that this server is at it; done takes that back, and strikes
 // out what was held when it began.
 func (g *guard) begin(until time.Duration) (done func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	lost := g.holds
-	g.holds = map[uint64]ledger.Slot{}
+	lost := g.takeHeld()
 	g.busy = append(g.busy, until)
 	g.ledger.SetBusy(slices.Min(g.busy))
 	return func() {
