@@ -33,15 +33,15 @@ func fillAttr(out *fuse.Attr, info backends.Info) {
 
 // fillEntry counts a lookup and answers it.
 func (f *FileSystem) fillEntry(out *fuse.EntryOut, name string, info backends.Info, private bool) *node {
-	return f.fillShared(out, name, &info, private)
+	return f.fillShared(out, name, newAttrs(info), private)
 }
 
 // fillShared is fillEntry for what somebody else remembers too; nobody changes it.
-func (f *FileSystem) fillShared(out *fuse.EntryOut, name string, info *backends.Info, private bool) *node {
-	n := f.nodes.enter(name, info, private)
+func (f *FileSystem) fillShared(out *fuse.EntryOut, name string, last *attrs, private bool) *node {
+	n, info := f.nodes.enter(name, last, private), last.info()
 	out.NodeId, out.Generation = n.id, 1
-	fillAttr(&out.Attr, *info)
-	out.SetAttrTimeout(attrFor(*info))
+	fillAttr(&out.Attr, info)
+	out.SetAttrTimeout(attrFor(info))
 	if !private {
 		out.SetEntryTimeout(entryFor)
 	}
@@ -100,7 +100,7 @@ func (f *FileSystem) lookAhead(n *node, name string, thread uint32, out *fuse.At
 		return !stale(n, info, err), err
 	}
 	if c := f.files.hold(n.ino); c != nil {
-		c.last.Store(&info)
+		c.note(info)
 		f.files.release(c)
 	}
 	f.nodes.looks.leave(thread, n, info, removals)

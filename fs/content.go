@@ -24,7 +24,7 @@ type file struct {
 	opens int // guarded by files.mu
 
 	// last is the state when last seen.
-	last atomic.Pointer[backends.Info]
+	last atomic.Pointer[attrs]
 
 	// mu: calls of the store hold it for reading, who makes the orphan holds it for writing.
 	mu      sync.RWMutex
@@ -34,10 +34,12 @@ type file struct {
 
 func (c *file) seen(info backends.Info, err error) error {
 	if err == nil {
-		c.last.Store(&info)
+		c.note(info)
 	}
 	return err
 }
+
+func (c *file) note(info backends.Info) { c.last.Store(c.last.Load().or(attrsOf(info))) }
 
 // do runs live on the store, and dead on the orphan where the store no longer has the inode.
 func (c *file) do(live func() error, dead func(*record.Inode) error) error {
@@ -54,8 +56,8 @@ func (c *file) do(live func() error, dead func(*record.Inode) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.orphan == nil {
-		c.unknown = c.last.Load().Size > 0
-		c.keep(record.Inode{Info: *c.last.Load()})
+		c.unknown = c.last.Load().size > 0
+		c.keep(record.Inode{Info: c.last.Load().info()})
 	}
 	return dead(c.orphan)
 }
@@ -138,7 +140,7 @@ func (t *files) open(info backends.Info) *file {
 		c = &file{ino: info.Ino}
 		t.byIno[info.Ino] = c
 	}
-	c.last.Store(&info)
+	c.note(info)
 	c.opens++
 	return c
 }

@@ -50,9 +50,9 @@ func (f *FileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, component
 	}
 	if err == nil {
 		// A bare handle is to have a nodeid of its own: see retry.go.
-		info := h.file.last.Load()
-		n := f.fillShared(&out.EntryOut, name, info, h.isBare())
-		f.nodes.looks.leaveCreated(in.Pid, n, *info)
+		last := h.file.last.Load()
+		n := f.fillShared(&out.EntryOut, name, last, h.isBare())
+		f.nodes.looks.leaveCreated(in.Pid, n, last.info())
 		out.Fh, out.OpenOut.OpenFlags = h.id, openFlags
 	}
 	return f.status("create", name, err)

@@ -21,10 +21,10 @@ type node struct {
 	wrote atomic.Bool
 
 	// Guarded by nodes.mu.
-	name    string         // what Rename on this mount made of it
-	lookups uint64         // as counted by the kernel, until FORGET
-	last    *backends.Info // as last told to the kernel; shared, so it is replaced and never changed
-	next    *node          // another inode that the name had, or has
+	name    string // what Rename on this mount made of it
+	lookups uint64 // as counted by the kernel, until FORGET
+	last    *attrs // as last told to the kernel; shared, so it is replaced and never changed
+	next    *node  // another inode that the name had, or has
 }
 
 // nodes is the table of nodeids. Invariant: of the nodes in it that are not
@@ -42,7 +42,7 @@ type nodes struct {
 }
 
 func newNodes() *nodes {
-	root := &node{id: fuse.FUSE_ROOT_ID, ino: backends.RootIno, lookups: 1, last: &backends.Info{}}
+	root := &node{id: fuse.FUSE_ROOT_ID, ino: backends.RootIno, lookups: 1, last: &attrs{}}
 	return &nodes{last: root.id,
 		byID:    map[uint64]*node{root.id: root},
 		byName:  map[string]*node{"": root},
@@ -82,13 +82,13 @@ func join(dir, component string) (string, error) {
 }
 
 // enter counts one more lookup of a name and returns its node.
-func (t *nodes) enter(name string, info *backends.Info, private bool) *node {
+func (t *nodes) enter(name string, last *attrs, private bool) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.shared(name, info.Ino)
+	n := t.shared(name, last.ino)
 	if n == nil || private {
 		t.last++
-		n = &node{id: t.last, ino: info.Ino, name: name, private: private}
+		n = &node{id: t.last, ino: last.ino, name: name, private: private}
 		t.byID[n.id] = n
 		if private {
 			t.private[n.id] = n
@@ -97,7 +97,7 @@ func (t *nodes) enter(name string, info *backends.Info, private bool) *node {
 		}
 	}
 	n.lookups++
-	n.last = info
+	n.last = last
 	return n
 }
 
@@ -115,7 +115,16 @@ func (t *nodes) shared(name string, ino uint64) *node {
 func (t *nodes) told(n *node, info *backends.Info) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n.last = info
+	n.last = n.last.or(attrsOf(*info))
+}
+
+// share lets a node and the file that is open use one copy of what both remember.
+func (t *nodes) share(n *node, c *file) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if last := c.last.Load(); *last == *n.last {
+		n.last = last
+	}
 }
 
 // lastTold returns the attributes that the kernel was told last: of a directory, those against which it
@@ -124,7 +133,7 @@ func (t *nodes) lastTold(id uint64) backends.Info {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if n := t.byID[id]; n != nil {
-		return *n.last
+		return n.last.info()
 	}
 	return backends.Info{}
 }

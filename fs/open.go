@@ -40,6 +40,7 @@ func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *f
 	}
 	if err == nil {
 		h.file = f.files.open(info)
+		f.nodes.share(n, h.file)
 		err = f.opened(h, bare, in.Flags&syscall.O_TRUNC != 0)
 	}
 	if err != nil {

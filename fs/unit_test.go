@@ -63,7 +63,7 @@ func info(ino uint64) backends.Info {
 
 func TestNodes(t *testing.T) {
 	n := newNodes()
-	info := func(ino uint64) *backends.Info { i := info(ino); return &i }
+	info := func(ino uint64) *attrs { return newAttrs(info(ino)) }
 	a := n.enter("x", info(10), false)
 	if b := n.enter("x", info(10), false); b != a || a.lookups != 2 {
 		t.Errorf("looked up twice: %+v and %+v", a, b)
