@@ -51,8 +51,8 @@ type Server struct {
 }
 
 // maxWrite is the greatest WRITE and READ: more than a file can hold, so that
-// one that is too large is refused as a whole.
-const maxWrite = 1 << 20
+// one that is too large is refused as a whole. Not much more, for each thread that reads requests has room for one.
+const maxWrite = backends.MaxContent + 4096
 
 // MaxRead is the mount option max_read that goes with it, for whoever mounts a Device.
 const MaxRead = maxWrite

@@ -63,6 +63,7 @@ func serve(child *daemon.Child, stderr io.Writer) (err error) {
 		return err
 	}
 	widenScheduler()
+	boundGarbage()
 	_ = os.WriteFile("/proc/self/comm", []byte("lockfs"), 0) // for ps(1); it was started as /proc/self/exe
 	if b.OOMScore != "" {
 		_ = os.WriteFile(oomScoreFile, []byte(b.OOMScore), 0) // no harm if not: then it is spared too
