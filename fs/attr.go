@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"errors"
 	"syscall"
 	"time"
@@ -49,26 +50,33 @@ func (f *FileSystem) fillShared(out *fuse.EntryOut, name string, last *attrs, pr
 }
 
 // GetAttr implements fuse.RawFileSystem.
-func (f *FileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+func (f *FileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	n, name, err := f.nodes.find(in.NodeId)
-	if err == nil {
-		err = f.getAttr(n, name, in, out)
+	if err != nil {
+		return f.status("stat", name, err)
+	}
+	if (n.blind != nil || f.reach.isOut()) && f.answerBlindly(n, in, out) {
+		return fuse.OK
+	}
+	err = f.ask(cancel, in.Pid, func(ctx context.Context) error { return f.getAttr(ctx, n, name, in, out) })
+	if unreachable(err) && f.answerBlindly(n, in, out) {
+		return fuse.OK
 	}
 	return f.status("stat", name, err)
 }
 
 // getAttr never says ESTALE: the kernel asks for attributes in the course of an open too, which it
 // repeats once only. An inode that is gone has no links.
-func (f *FileSystem) getAttr(n *node, name string, in *fuse.GetAttrIn, out *fuse.AttrOut) error {
+func (f *FileSystem) getAttr(ctx context.Context, n *node, name string, in *fuse.GetAttrIn, out *fuse.AttrOut) error {
 	if in.Flags()&fuse.FUSE_GETATTR_FH == 0 {
-		if done, err := f.lookAhead(n, name, in.Pid, out); done {
+		if done, err := f.lookAhead(ctx, n, name, in.Pid, out); done {
 			return err
 		}
 	}
 	info, err := f.onInode(n.ino, func() (backends.Info, error) {
-		return f.store.StatInode(f.life, n.ino)
+		return f.store.StatInode(ctx, n.ino)
 	}, func(c *file) (backends.Info, error) {
-		return c.stat(f.life, f.store)
+		return c.stat(ctx, f.store)
 	})
 	if err == syscall.ESTALE {
 		info, err = f.nodes.lastTold(n.id), nil
@@ -83,7 +91,7 @@ func (f *FileSystem) getAttr(n *node, name string, in *fuse.GetAttrIn, out *fuse
 
 // lookAhead answers by what the name is now, and leaves it for the OPEN that may follow (looks.go). It is not done
 // where the name no longer leads to the node's inode.
-func (f *FileSystem) lookAhead(n *node, name string, thread uint32, out *fuse.AttrOut) (done bool, err error) {
+func (f *FileSystem) lookAhead(ctx context.Context, n *node, name string, thread uint32, out *fuse.AttrOut) (done bool, err error) {
 	if f.nodes.lastTold(n.id).Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return false, nil
 	}
@@ -95,7 +103,7 @@ func (f *FileSystem) lookAhead(n *node, name string, thread uint32, out *fuse.At
 		return false, nil
 	}
 	removals := f.nodes.looks.removals.Load()
-	info, err := f.store.Stat(f.life, name)
+	info, err := f.store.Stat(ctx, name)
 	if err != nil || info.Ino != n.ino {
 		return !stale(n, info, err), err
 	}

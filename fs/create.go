@@ -55,7 +55,7 @@ func (f *FileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, component
 		f.nodes.looks.leaveCreated(in.Pid, n, last.info())
 		out.Fh, out.OpenOut.OpenFlags = h.id, openFlags
 	}
-	return f.status("create", name, err)
+	return f.status("create", name, lockErrno(err))
 }
 
 func (c creation) info() backends.Info {

@@ -25,8 +25,8 @@
 //
 // # What signals interrupt
 //
-// A signal ends waits for locks (EINTR) and nothing else. Requests about names and
-// contents run to their end, which the back end's time-out bounds: programs
+// A signal ends waits for locks, and an open's wait for a store that does not answer (EINTR), and nothing else. Requests about
+// names and contents run to their end, which the back end's time-out bounds: programs
 // don't expect EINTR from them, and whether the change was made would be unknown.
 package fs
 
@@ -65,6 +65,7 @@ type FileSystem struct {
 	handles *handles
 	retries *retries
 	guard   *guard
+	reach   *reach
 }
 
 // New opens the lock table, and with it a session of the back end. ctx bounds
@@ -84,6 +85,7 @@ func New(ctx context.Context, o Options) (*FileSystem, error) {
 		return nil, err
 	}
 	f.life, f.end = context.WithCancel(context.WithoutCancel(ctx))
+	f.reach = &reach{store: f.store, life: f.life}
 	session := backends.SessionOptions{Node: o.Config.Node, TTL: o.Config.SessionTTL, LockDelay: o.Config.LockDelay, Log: log}
 	table, err := locks.New(ctx, locks.Options{
 		Open: func(ctx context.Context) (backends.Session, error) {
@@ -115,6 +117,7 @@ func (f *FileSystem) Close(ctx context.Context) error {
 	}
 	f.closed = true
 	defer f.guard.close()
+	defer f.reach.close()
 	defer f.end()
 	f.guard.closing(ctx)
 	if err := f.table.Close(ctx); err != nil {

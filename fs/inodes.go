@@ -17,6 +17,8 @@ type node struct {
 	id, ino uint64
 	// private: looked up for one open only; see retry.go.
 	private bool
+	// blind: looked up while the store was out of reach, for this open; see reach.go.
+	blind *opening
 	// wrote: the last open here was for writing; see looks.go.
 	wrote atomic.Bool
 
@@ -99,6 +101,26 @@ func (t *nodes) enter(name string, last *attrs, private bool) *node {
 	n.lookups++
 	n.last = last
 	return n
+}
+
+// enterBlind makes a node for an open that goes on blindly.
+func (t *nodes) enterBlind(name string, info *backends.Info, o opening) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	n := &node{id: t.last, name: name, private: true, blind: &o, lookups: 1, last: newAttrs(*info)}
+	t.byID[n.id], t.private[n.id] = n, n
+	return n
+}
+
+// known returns what the kernel was told last of a name that it has not forgotten.
+func (t *nodes) known(name string) (info backends.Info, ok bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if n := t.byName[name]; n != nil {
+		return n.last.info(), true
+	}
+	return info, false
 }
 
 // shared is called with t.mu held.

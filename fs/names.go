@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"errors"
 	"syscall"
 	"time"
@@ -12,17 +13,41 @@ import (
 
 // Lookup implements fuse.RawFileSystem. A name that does not exist is never
 // cached: another node may create it any time.
-func (f *FileSystem) Lookup(_ <-chan struct{}, in *fuse.InHeader, component string, out *fuse.EntryOut) fuse.Status {
+func (f *FileSystem) Lookup(cancel <-chan struct{}, in *fuse.InHeader, component string, out *fuse.EntryOut) fuse.Status {
 	name, err := f.nodes.child(in.NodeId, component)
 	if err != nil {
 		return f.status("look up", component, err)
 	}
-	info, err := f.store.Stat(f.life, name)
+	told := f.retries.expected(in.Pid, name)
+	o, opens := opening{}, false
+	if told == nil && f.reach.isOut() {
+		if o, opens = openingOf(in.Pid); opens && o.ofLock() && f.lookUpBlindly(o, in, name, out) {
+			return fuse.OK
+		}
+	}
+	err = f.lookUp(cancel, in, name, told, out)
+	if unreachable(err) {
+		if o, opens = openingOf(in.Pid); opens && o.ofLock() {
+			if told == nil && f.lookUpBlindly(o, in, name, out) {
+				return fuse.OK
+			}
+			err = lockErrno(err)
+		}
+	}
+	return f.status("look up", name, err)
+}
+
+// lookUp asks the store.
+func (f *FileSystem) lookUp(interrupt <-chan struct{}, in *fuse.InHeader, name string, told *retry, out *fuse.EntryOut) error {
+	var info backends.Info
+	err := f.ask(interrupt, in.Pid, func(ctx context.Context) (err error) {
+		info, err = f.store.Stat(ctx, name)
+		return err
+	})
 	if errors.Is(err, backends.ErrNotDir) {
 		// A component was a directory when the kernel looked it up.
 		err = syscall.ENOENT
 	}
-	told := f.retries.expected(in.Pid, name)
 	if told != nil && told.create != nil && errors.Is(err, backends.ErrNotExist) {
 		info, err = f.store.Create(f.life, name, *told.create) // see retry.go
 		if errors.Is(err, backends.ErrExist) {
@@ -32,7 +57,7 @@ func (f *FileSystem) Lookup(_ <-chan struct{}, in *fuse.InHeader, component stri
 	if err == nil {
 		f.fillEntry(out, name, info, told != nil)
 	}
-	return f.status("look up", name, err)
+	return err
 }
 
 // make creates what info says, with the caller's owner and group.
@@ -93,8 +118,13 @@ func (f *FileSystem) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fus
 		return nil, f.status("readlink", name, err)
 	}
 	info, err := f.store.StatInode(f.life, n.ino)
-	if errors.Is(err, backends.ErrNotExist) {
+	switch {
+	case errors.Is(err, backends.ErrNotExist):
 		err = syscall.ESTALE
+	case unreachable(err):
+		if o, ok := openingOf(in.Pid); ok && o.ofLock() {
+			info, err = f.nodes.lastTold(n.id), nil // see reach.go
+		}
 	}
 	return []byte(info.Target), f.status("readlink", name, err)
 }

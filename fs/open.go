@@ -25,12 +25,23 @@ func (f *FileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 }
 
 func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *fuse.OpenIn, out *fuse.OpenOut) error {
+	if n.blind != nil {
+		return f.openBlindly(interrupt, n, name, in)
+	}
+	ctx, stop := newCaller(interrupt)
+	defer stop()
+	if f.reach.isOut() {
+		// It is waited for before the lock is taken, lest that be lost meanwhile.
+		if _, err := f.statToOpen(ctx, name, in.Flags&syscall.O_NONBLOCK == 0); err != nil && !stale(n, backends.Info{}, err) {
+			return err
+		}
+	}
 	told := f.takeRetry(in.Pid, name)
-	h, bare, err := f.openLocked(interrupt, told, name, in)
+	h, bare, err := f.openLocked(ctx, told, name, in)
 	if err != nil {
 		return err
 	}
-	info, err := f.whatIsOpened(n, name, in, told)
+	info, err := f.whatIsOpened(interrupt, n, name, in, told)
 	old := stale(n, info, err)
 	switch {
 	case told == nil && !n.private && (old || bare && in.Pid != 0):
@@ -52,22 +63,22 @@ func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *f
 }
 
 // whatIsOpened says what the name is now. Where nothing was waited for, the thread's GETATTR has just asked.
-func (f *FileSystem) whatIsOpened(n *node, name string, in *fuse.OpenIn, told *retry) (backends.Info, error) {
+func (f *FileSystem) whatIsOpened(interrupt <-chan struct{}, n *node, name string, in *fuse.OpenIn, told *retry) (backends.Info, error) {
 	n.wrote.Store(writes(in.Flags))
 	if info, ok := f.nodes.looks.take(in.Pid, n, false); ok && told == nil && !writes(in.Flags) {
 		return info, nil
 	}
-	return f.store.Stat(f.life, name)
+	ctx, stop := newCallerOfStore(interrupt)
+	defer stop()
+	return f.statToOpen(ctx, name, in.Flags&syscall.O_NONBLOCK == 0)
 }
 
 // openLocked returns a handle that has what its open has to lock, but no file yet.
-func (f *FileSystem) openLocked(interrupt <-chan struct{}, told *retry, name string, in *fuse.OpenIn) (*handle, bool, error) {
+func (f *FileSystem) openLocked(ctx context.Context, told *retry, name string, in *fuse.OpenIn) (*handle, bool, error) {
 	if told != nil && told.handle != nil {
 		return told.handle, told.bare, nil
 	}
 	h := f.newHandle(name, in.Flags, in.Pid)
-	ctx, stop := newCaller(interrupt)
-	defer stop()
 	bare, err := f.lockOnOpen(ctx, h, !h.nonblock())
 	if err != nil {
 		f.discard(h)
