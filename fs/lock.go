@@ -142,10 +142,11 @@ func (f *FileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if err != nil {
 		return f.status("close", "", err)
 	}
+	lost := f.table.Lost(h.id) // the lease may have run out a moment ago: then what is freed here was lost
 	f.table.ReleaseProcess(h.name, in.LockOwner)
 	h.went(in.LockOwner)
 	f.table.Flushed(h.name, h.id)
-	if f.table.Lost(h.id) {
+	if lost || f.table.Lost(h.id) {
 		return fuse.EIO
 	}
 	return fuse.OK

@@ -122,3 +122,31 @@ func BenchmarkCrowd(b *testing.B) {
 		})
 	}
 }
+
+// Writers on two nodes, who hand a name on among themselves in their node's turn.
+func BenchmarkTurns(b *testing.B) {
+	m := newMemory()
+	m.prompt = false
+	var tables []*Table
+	for range 2 {
+		t, err := New(b.Context(), Options{Open: m.open, Turn: 5 * time.Millisecond})
+		if err != nil {
+			b.Fatal(err)
+		}
+		tables = append(tables, t)
+		b.Cleanup(func() {
+			if err := t.Close(context.Background()); err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	b.ReportAllocs()
+	b.SetParallelism(8)
+	var next atomic.Uint64
+	b.RunParallel(func(pb *testing.PB) {
+		id := next.Add(1)
+		for r := on("x", id, backends.Write); pb.Next(); {
+			lockAndUnlock(b, tables[id%2], r)
+		}
+	})
+}

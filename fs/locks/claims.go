@@ -205,15 +205,22 @@ func (c *claims) trim(needs []backends.Lock, hintOn func(backends.Range) (backen
 	return changes
 }
 
-// sufficient reports, for the most frequent case, that trim has nothing to do: one claim, which is kept.
+// sufficient reports, for the most frequent cases, that trim has nothing to do: there is one claim, and it is kept, or
+// it is just what the only holder has.
 func (n *name) sufficient(keep bool) bool {
-	if len(n.list) != 1 || n.list[0].Hint != backends.Kept || n.contended(&n.list[0]) {
+	if len(n.list) != 1 {
 		return false
 	}
-	if len(n.held) == 0 {
+	switch claim := &n.list[0]; {
+	case claim.Hint != backends.Kept:
+		return len(n.held) == 1 && n.held[0].Lock == claim.Lock && n.held[0].hint == claim.Hint
+	case n.contended(claim):
+		return false
+	case len(n.held) == 0:
 		return keep
+	default:
+		return n.held[0].Overlaps(claim.Range)
 	}
-	return n.held[0].Overlaps(n.list[0].Range)
 }
 
 // begin takes out of the list what the changes give up, before the back end is

@@ -116,6 +116,11 @@ func (c *core) free(r *Request) bool {
 	return !slices.ContainsFunc(c.held, func(h held) bool { return h.collides(r) })
 }
 
+// heldBy reports whether anything was taken through a handle and is held.
+func (c *core) heldBy(handle uint64) bool {
+	return slices.ContainsFunc(c.held, func(h held) bool { return h.handle == handle })
+}
+
 // has reports whether the request's owner has what it asks for already, or more, and
 // under which token.
 func (c *core) has(r *Request) (token uint64, ok bool) {
@@ -176,6 +181,9 @@ func (c *core) clear(r *Request) {
 			kept = append(kept, right)
 		}
 	}
+	if len(kept) == 0 {
+		kept = c.held[:0] // most often, and the room is needed again
+	}
 	c.held = kept
 }
 
@@ -203,14 +211,20 @@ func (c *core) insert(n held) {
 
 // freeAll takes away all locks that match.
 func (c *core) freeAll(match func(*held) bool) (freed bool) {
-	before := len(c.held)
-	c.held = slices.DeleteFunc(c.held, func(h held) bool { return match(&h) })
-	return len(c.held) < before
+	kept := c.held[:0]
+	for i := range c.held {
+		if !match(&c.held[i]) {
+			kept = append(kept, c.held[i])
+		}
+	}
+	freed = len(kept) < len(c.held)
+	c.held = kept
+	return freed
 }
 
 // settle grants what can be granted, in the order of the queue, and ends the
-// opens that yield. It returns the waiters decided; they are out of the lists.
-func (c *core) settle() {
+// opens that yield. It appends the waiters decided to a list and returns that; they are out of the core's.
+func (c *core) settle(decided []*waiter) []*waiter {
 	for {
 		n := len(c.queue)
 		c.queue = slices.DeleteFunc(c.queue, func(w *waiter) bool { return w.decided() })
@@ -222,6 +236,7 @@ func (c *core) settle() {
 					c.of.tell() // before the caller, who goes off with it
 				}
 				w.decide(nil)
+				decided = append(decided, w)
 				break
 			}
 		}
@@ -229,24 +244,25 @@ func (c *core) settle() {
 			break
 		}
 	}
-	if c.yield(&c.queue) {
-		c.settle() // who yielded may have been in the way of others
+	before := len(c.queue)
+	if decided = c.yield(&c.queue, decided); len(c.queue) < before {
+		return c.settle(decided) // who yielded may have been in the way of others
 	}
-	c.yield(&c.outside)
+	return c.yield(&c.outside, decided)
 }
 
-// yield ends the opens in a list that yield to a lock held here. Those that wait
+// yield ends the opens in a list that yield to a lock held here, and appends them to those decided. Those that wait
 // for the back end learn of other nodes' locks from it.
-func (c *core) yield(list *[]*waiter) (any bool) {
-	before := len(*list)
+func (c *core) yield(list *[]*waiter, decided []*waiter) []*waiter {
 	*list = slices.DeleteFunc(*list, func(w *waiter) bool {
 		if !c.yields(&w.Request) {
 			return false
 		}
 		w.decide(backends.ErrYield)
+		decided = append(decided, w)
 		return true
 	})
-	return len(*list) < before
+	return decided
 }
 
 // yields reports whether an open yields to a lock held here.

@@ -56,7 +56,7 @@ func FuzzCore(f *testing.F) {
 				c.queue = append(c.queue, w)
 				waiting = append(waiting, w)
 			}
-			c.settle()
+			c.settle(nil)
 			waiting = slices.DeleteFunc(waiting, func(w *waiter) bool {
 				if w.decided() {
 					m.apply(&w.Request)

@@ -72,11 +72,14 @@ func (t *Table) begin(r *Request) (begun, error) {
 	delete(t.flushed, r.Handle)
 	n := t.name(r.Name)
 	defer t.forget(n)
+	valid := t.valid()
+	if !valid && n.heldBy(r.Handle) {
+		return begun{}, ErrLost // the session's end is about to be noticed
+	}
 	if w := n.resume(r); w != nil {
 		t.settleAside(n)
 		return begun{w: w}, nil
 	}
-	valid := t.valid()
 	if _, has := n.has(r); has && valid {
 		n.set(r)
 		return begun{work: t.settle(n)}, nil
@@ -164,10 +167,12 @@ func (t *Table) letGo(n *name, r *Request) {
 
 // resume finds the place that an interrupted caller of the same request left.
 func (c *core) resume(r *Request) *waiter {
-	for _, w := range c.all() {
-		if w.suspended && w.Owner == r.Owner && w.Handle == r.Handle && w.Lock == r.Lock && w.Door == r.Door && r.Wait {
-			w.suspended = false
-			return w
+	for _, list := range [...][]*waiter{c.queue, c.outside} {
+		for _, w := range list {
+			if w.suspended && w.Owner == r.Owner && w.Handle == r.Handle && w.Lock == r.Lock && w.Door == r.Door && r.Wait {
+				w.suspended = false
+				return w
+			}
 		}
 	}
 	return nil

@@ -3,6 +3,7 @@ package locks
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -39,6 +40,7 @@ type memorySession struct {
 	events  chan backends.Event
 	over    chan struct{}
 	closed  bool
+	lapsed  bool                   // its lease has run out, and nobody has noticed yet
 	waiting map[string]chan result // by entry
 }
 
@@ -215,7 +217,14 @@ func (s *memorySession) Close(context.Context) error   { s.end(); return nil }
 func (s *memorySession) Valid() bool {
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
-	return !s.closed
+	return !s.closed && !s.lapsed
+}
+
+// lapse lets the lease run out without the session's end being known. To the server it holds on.
+func (s *memorySession) lapse() {
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	s.lapsed = true
 }
 
 func (s *memorySession) Deadline() time.Duration {
@@ -223,6 +232,13 @@ func (s *memorySession) Deadline() time.Duration {
 		return 0
 	}
 	return backends.NoDeadline
+}
+
+// live are the sessions that there are now.
+func (m *memory) live() []*memorySession {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.sessions))
 }
 
 // end is a goodbye or a lost lease.

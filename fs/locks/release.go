@@ -10,8 +10,11 @@ import (
 
 // Unlock gives up what the owner has on the bytes of r.Lock, and what the
 // handle holds by its open alone. It returns when the back end has let go, or
-// is out of reach and the session goes on trying; the unlock itself is never undone.
-func (t *Table) Unlock(ctx context.Context, r Request) error {
+// is out of reach and the session goes on trying; the unlock itself is never undone. A signal to the
+// caller is no reason to return before: the lock would be in others' way yet.
+//
+// ErrLost: the lease has ended meanwhile, or before. To the back end the lock may be held until it ends there.
+func (t *Table) Unlock(_ context.Context, r Request) error {
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
@@ -23,12 +26,27 @@ func (t *Table) Unlock(ctx context.Context, r Request) error {
 	}
 	delete(t.flushed, r.Handle)
 	n := t.name(r.Name)
+	held, session := n.heldBy(r.Handle), t.session
 	r.Lock.Mode = backends.None
 	n.set(&r)
 	todo := t.released(n)
 	t.mu.Unlock()
-	t.perform(ctx, todo)
+	t.perform(context.Background(), todo)
+	if held && !session.Valid() {
+		return t.lostByUnlock(r.Handle)
+	}
 	return nil
+}
+
+// lostByUnlock notes that a handle has lost its lock, though the table had struck it out before it knew.
+func (t *Table) lostByUnlock(handle uint64) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil // the session has said goodbye: there is nothing that could stay behind
+	}
+	t.lost[handle] = true
+	return ErrLost
 }
 
 // released follows up on locks that came free.

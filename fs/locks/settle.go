@@ -37,12 +37,9 @@ func (t *Table) settle(n *name) work {
 		return work{}
 	}
 	if len(n.queue)+len(n.outside) > 0 {
-		before := n.all()
-		n.core.settle()
-		for _, w := range before {
-			if w.decided() {
-				t.unlist(w)
-			}
+		var room [2]*waiter
+		for _, w := range n.core.settle(room[:0]) {
+			t.unlist(w)
 		}
 	}
 	return t.trim(n)

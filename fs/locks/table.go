@@ -194,11 +194,20 @@ func elsewhere(ctx context.Context, session backends.Session, r *Request) (h bac
 }
 
 // Lost reports whether a lock that was held through the handle was lost with
-// its session: every call on the descriptor is to fail with EIO.
+// its session: every call on the descriptor is to fail with EIO. It is so from the moment when
+// the lease has run out, be its end noticed yet or not.
 func (t *Table) Lost(handle uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.lost[handle]
+	if t.lost[handle] || t.valid() {
+		return t.lost[handle]
+	}
+	for _, n := range t.names {
+		if n.heldBy(handle) {
+			return true
+		}
+	}
+	return false
 }
 
 // Held reports whether an owner on this node has a lock on the name.
