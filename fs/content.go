@@ -20,16 +20,19 @@ import (
 // read before; removed on another one they are gone, and reading them fails
 // with ESTALE, as NFS does, unless the file was empty when last seen.
 type file struct {
-	ino   uint64
-	opens int // guarded by files.mu
-
+	ino uint64
 	// last is the state when last seen.
-	last atomic.Pointer[attrs]
+	last  atomic.Pointer[attrs]
+	opens int32 // guarded by files.mu
+
+	// work is held while a truncation that an open has put off is carried out, so
+	// that no write of another thread gets before it.
+	work sync.Mutex
 
 	// mu: calls of the store hold it for reading, who makes the orphan holds it for writing.
 	mu      sync.RWMutex
-	orphan  *record.Inode
 	unknown bool // the orphan's contents are not the file's
+	orphan  *record.Inode
 }
 
 func (c *file) seen(info backends.Info, err error) error {

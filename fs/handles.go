@@ -9,25 +9,21 @@ import (
 	"lockfs/backends"
 )
 
-// handle is an open file description.
+// handle is an open file description. There may be many thousands, so it is kept small.
 type handle struct {
 	id   uint64
 	file *file
 	// name is the one it was opened under: the lock of every call through it.
 	// A rename doesn't change it.
 	name string
-	// writable: opened for writing (or with O_TRUNC, which writes).
-	writable bool
-	// created: its open made the file, O_EXCL.
-	created bool
 	// pid is the process that opened it.
 	pid uint32
 	// flags are the descriptor's as last seen: fcntl(F_SETFL) can change O_NONBLOCK and O_APPEND.
 	flags atomic.Uint32
-
-	// work is held while a truncation that was put off is carried out, so
-	// that no write of another thread gets before it.
-	work sync.Mutex
+	// writable: opened for writing (or with O_TRUNC, which writes).
+	writable bool
+	// created: its open made the file, O_EXCL.
+	created bool
 
 	mu sync.Mutex // guards what follows
 	// bare: open for writing without the lock that the open should have
@@ -38,7 +34,13 @@ type handle struct {
 	// owners of fcntl locks that came through the handle. The kernel doesn't
 	// tell a process from a description (OFD) here, nor does it say goodbye for
 	// the latter; so what FLUSH did not take back ends with the handle.
-	owners []uint64
+	owners *owner
+}
+
+// owner is one of a list; seldom there are any.
+type owner struct {
+	id   uint64
+	next *owner
 }
 
 var wholeWrite = backends.Lock{Range: backends.Whole, Mode: backends.Write}
@@ -74,28 +76,38 @@ func (h *handle) truncated() {
 
 // came notes an owner before its call, so that whatever the call leaves
 // behind is freed with the handle.
-func (h *handle) came(owner uint64) {
+func (h *handle) came(id uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !slices.Contains(h.owners, owner) {
-		h.owners = append(h.owners, owner)
+	for o := h.owners; o != nil; o = o.next {
+		if o.id == id {
+			return
+		}
 	}
+	h.owners = &owner{id, h.owners}
 }
 
 // went forgets an owner that FLUSH has freed.
-func (h *handle) went(owner uint64) {
+func (h *handle) went(id uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.owners = slices.DeleteFunc(h.owners, func(o uint64) bool { return o == owner })
+	for at := &h.owners; *at != nil; at = &(*at).next {
+		if (*at).id == id {
+			*at = (*at).next
+			return
+		}
+	}
 }
 
 // left takes the owners that were not freed.
-func (h *handle) left() []uint64 {
+func (h *handle) left() (ids []uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	owners := h.owners
+	for o := h.owners; o != nil; o = o.next {
+		ids = append(ids, o.id)
+	}
 	h.owners = nil
-	return owners
+	return ids
 }
 
 // handles is the table of handles, of files and of directories, by the number

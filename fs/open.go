@@ -186,8 +186,8 @@ func (f *FileSystem) settle(h *handle) error {
 	if !h.settle() {
 		return nil
 	}
-	h.work.Lock()
-	defer h.work.Unlock()
+	h.file.work.Lock()
+	defer h.file.work.Unlock()
 	if !h.settle() {
 		return nil // another thread did it
 	}
