@@ -229,6 +229,7 @@ func TestWriterStoppedAndKilled(t *testing.T) {
 		c := exec.Command(os.Args[0])
 		c.Env = append(os.Environ(), writerEnv+"=1")
 		c.ExtraFiles = []*os.File{l.File()}
+		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it would write for ever
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
