@@ -60,6 +60,8 @@ type Backend struct {
 	path, cluster string
 	log           *slog.Logger
 
+	renewing sync.Mutex // held by who makes an area anew
+
 	mu    sync.Mutex
 	areas []*area // the last one is in use; those before it were removed under their sessions
 }
@@ -95,20 +97,28 @@ func Open(ctx context.Context, cfg config.File, cluster string, log *slog.Logger
 }
 
 func (b *Backend) open() error {
+	a, err := b.makeArea()
+	if err == nil {
+		b.areas = append(b.areas, a)
+	}
+	return err
+}
+
+// makeArea opens the directory, and makes of it what is missing.
+func (b *Backend) makeArea() (*area, error) {
 	if err := prepare(b.path); err != nil {
-		return err
+		return nil, err
 	}
 	root := filepath.Join(b.path, diskName(b.cluster))
 	a, err := openArea(root, b.log)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	b.areas = append(b.areas, a)
 	if err := errors.Join(b.openStore(filepath.Join(root, "names")), a.sweep()); err != nil {
-		_ = b.Close() // the error to report is err
-		return err
+		_ = a.close() // the error to report is err
+		return nil, err
 	}
-	return nil
+	return a, nil
 }
 
 // noticeTime is how often a session looks, at least, whether its file is still there.
@@ -116,21 +126,49 @@ const noticeTime = time.Second
 
 // here returns the area that new sessions use. Where it was removed it is made anew, but
 // only when all its sessions have noticed: until then their holders believe that they hold.
-func (b *Backend) here() (*area, error) {
+func (b *Backend) here(ctx context.Context) (*area, error) {
+	a, err := b.inUse()
+	if err != nil || a.present() {
+		return a, err
+	}
+	timer := time.NewTimer(noticeTime * 3 / 2)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return b.renew(a)
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: the directory was removed: %w", backends.ErrUnavailable, context.Cause(ctx))
+	}
+}
+
+func (b *Backend) inUse() (*area, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.areas) == 0 {
 		return nil, fmt.Errorf("%w: it was closed", backends.ErrUnavailable)
 	}
-	if a := b.areas[len(b.areas)-1]; a.present() {
-		return a, nil
+	return b.areas[len(b.areas)-1], nil
+}
+
+// renew makes the area anew in place of one that was removed, unless somebody has already.
+func (b *Backend) renew(removed *area) (*area, error) {
+	b.renewing.Lock()
+	defer b.renewing.Unlock()
+	if a, err := b.inUse(); err != nil || a != removed {
+		return a, err
 	}
-	time.Sleep(noticeTime * 3 / 2)
-	if err := b.open(); err != nil {
+	a, err := b.makeArea()
+	if err != nil {
 		return nil, err
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.areas) == 0 {
+		return nil, errors.Join(fmt.Errorf("%w: it was closed", backends.ErrUnavailable), a.close())
+	}
+	b.areas = append(b.areas, a)
 	b.log.Warn("the directory was removed and is made again; its locks are lost", "directory", b.path)
-	return b.areas[len(b.areas)-1], nil
+	return a, nil
 }
 
 // String names the directory.

@@ -105,7 +105,7 @@ func entries(t *testing.T, b *Backend, name string) int {
 // areaOf returns the area that a Backend's new sessions would use.
 func areaOf(t *testing.T, b *Backend) *area {
 	t.Helper()
-	a, err := b.here()
+	a, err := b.here(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -373,4 +374,63 @@ func BenchmarkHandOver(b *testing.B) {
 		}
 		err = <-got
 	}
+}
+
+// TestDirectoryIsMadeAnewOnce: who needs it waits until old holders know, may go meanwhile, and keeps nobody from anything.
+func TestDirectoryIsMadeAnewOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "locks")
+	synctest.Test(t, func(t *testing.T) {
+		b := openBackend(t, dir)
+		old := areaOf(t, b)
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		type result struct {
+			a   *area
+			err error
+		}
+		results := make(chan result, 3)
+		here := func(ctx context.Context) {
+			go func() {
+				a, err := b.here(ctx)
+				results <- result{a, err}
+			}()
+		}
+		leaves, leave := context.WithCancel(t.Context())
+		began := time.Now()
+		here(leaves)
+		here(t.Context())
+		here(t.Context())
+		synctest.Wait()
+		if !b.mu.TryLock() || !b.renewing.TryLock() {
+			t.Fatal("it is waited for with a mutex held")
+		}
+		b.renewing.Unlock()
+		b.mu.Unlock()
+		leave()
+		if r := <-results; !errors.Is(r.err, context.Canceled) || time.Since(began) != 0 {
+			t.Errorf("one who left: %v after %v", r.err, time.Since(began))
+		}
+		one, other := <-results, <-results
+		if one.err != nil || other.err != nil || one.a != other.a || one.a == old || !one.a.present() {
+			t.Errorf("made anew: %+v and %+v", one, other)
+		}
+		if took := time.Since(began); took <= noticeTime {
+			t.Errorf("made anew after %v, when not all know yet", took)
+		}
+		// What fails can be tried again.
+		names := filepath.Join(dir, diskName("Test cluster/1"), "names")
+		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(filepath.Dir(names), 0o700), os.WriteFile(names, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.here(t.Context()); err == nil {
+			t.Error("made anew where a file is in the way")
+		}
+		if err := os.Remove(names); err != nil {
+			t.Fatal(err)
+		}
+		if a, err := b.here(t.Context()); err != nil || !a.present() {
+			t.Errorf("made anew: %v", err)
+		}
+	})
 }

@@ -85,7 +85,7 @@ func (b *Backend) Open(ctx context.Context, options backends.SessionOptions) (ba
 	}
 	done := make(chan opened, 1)
 	go func() { // the disk may hang
-		s, err := b.openSession(options)
+		s, err := b.openSession(ctx, options)
 		done <- opened{s, err}
 	}()
 	select {
@@ -104,8 +104,8 @@ func (b *Backend) Open(ctx context.Context, options backends.SessionOptions) (ba
 	}
 }
 
-func (b *Backend) openSession(options backends.SessionOptions) (*session, error) {
-	a, err := b.here()
+func (b *Backend) openSession(ctx context.Context, options backends.SessionOptions) (*session, error) {
+	a, err := b.here(ctx)
 	if err != nil {
 		return nil, err
 	}
