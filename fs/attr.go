@@ -34,12 +34,12 @@ func fillAttr(out *fuse.Attr, info backends.Info) {
 
 // fillEntry counts a lookup and answers it.
 func (f *FileSystem) fillEntry(out *fuse.EntryOut, name string, info backends.Info, private bool) *node {
-	return f.fillShared(out, name, newAttrs(info), private)
+	return f.fillShared(out, name, info.Ino, newAttrs(info), private)
 }
 
 // fillShared is fillEntry for what somebody else remembers too; nobody changes it.
-func (f *FileSystem) fillShared(out *fuse.EntryOut, name string, last *attrs, private bool) *node {
-	n, info := f.nodes.enter(name, last, private), last.info()
+func (f *FileSystem) fillShared(out *fuse.EntryOut, name string, ino uint64, last *attrs, private bool) *node {
+	n, info := f.nodes.enter(name, ino, last, private), last.info(ino)
 	out.NodeId, out.Generation = n.id, 1
 	fillAttr(&out.Attr, info)
 	out.SetAttrTimeout(attrFor(info))

@@ -6,17 +6,16 @@ import (
 	"lockfs/backends"
 )
 
-// attrs is what is remembered of a backends.Info. There is one for each name in use, so it is half as large. It is never changed, so
-// that it can be shared.
+// attrs is what is remembered of a backends.Info, less the number and the target. There is one for each name in use, so it
+// is a third as large. It is never changed, so that it can be shared.
 type attrs struct {
-	ino                   uint64
 	size                  int64
 	atime, mtime, ctime   int64 // in ns
 	mode, uid, gid, nlink uint32
 }
 
 func attrsOf(i backends.Info) attrs {
-	return attrs{ino: i.Ino, size: i.Size, atime: nanos(i.Atime), mtime: nanos(i.Mtime), ctime: nanos(i.Ctime),
+	return attrs{size: i.Size, atime: nanos(i.Atime), mtime: nanos(i.Mtime), ctime: nanos(i.Ctime),
 		mode: i.Mode, uid: i.UID, gid: i.GID, nlink: i.Nlink}
 }
 
@@ -33,9 +32,9 @@ func nanos(t time.Time) int64 {
 	return t.UnixNano()
 }
 
-// info is without a symbolic link's target.
-func (a *attrs) info() backends.Info {
-	return backends.Info{Ino: a.ino, Size: a.size, Atime: time.Unix(0, a.atime), Mtime: time.Unix(0, a.mtime), Ctime: time.Unix(0, a.ctime),
+// info is what was remembered of this inode.
+func (a *attrs) info(ino uint64) backends.Info {
+	return backends.Info{Ino: ino, Size: a.size, Atime: time.Unix(0, a.atime), Mtime: time.Unix(0, a.mtime), Ctime: time.Unix(0, a.ctime),
 		Mode: a.mode, UID: a.uid, GID: a.gid, Nlink: a.nlink}
 }
 

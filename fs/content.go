@@ -60,7 +60,7 @@ func (c *file) do(live func() error, dead func(*record.Inode) error) error {
 	defer c.mu.Unlock()
 	if c.orphan == nil {
 		c.unknown = c.last.Load().size > 0
-		c.keep(record.Inode{Info: c.last.Load().info()})
+		c.keep(record.Inode{Info: c.last.Load().info(c.ino)})
 	}
 	return dead(c.orphan)
 }

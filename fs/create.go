@@ -51,8 +51,8 @@ func (f *FileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, component
 	if err == nil {
 		// A bare handle is to have a nodeid of its own: see retry.go.
 		last := h.file.last.Load()
-		n := f.fillShared(&out.EntryOut, name, last, h.isBare())
-		f.nodes.looks.leaveCreated(in.Pid, n, last.info())
+		n := f.fillShared(&out.EntryOut, name, h.file.ino, last, h.isBare())
+		f.nodes.looks.leaveCreated(in.Pid, n, last.info(h.file.ino))
 		out.Fh, out.OpenOut.OpenFlags = h.id, openFlags
 	}
 	return f.status("create", name, lockErrno(err))

@@ -84,13 +84,13 @@ func join(dir, component string) (string, error) {
 }
 
 // enter counts one more lookup of a name and returns its node.
-func (t *nodes) enter(name string, last *attrs, private bool) *node {
+func (t *nodes) enter(name string, ino uint64, last *attrs, private bool) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.shared(name, last.ino)
+	n := t.shared(name, ino)
 	if n == nil || private {
 		t.last++
-		n = &node{id: t.last, ino: last.ino, name: name, private: private}
+		n = &node{id: t.last, ino: ino, name: name, private: private}
 		t.byID[n.id] = n
 		if private {
 			t.private[n.id] = n
@@ -99,7 +99,9 @@ func (t *nodes) enter(name string, last *attrs, private bool) *node {
 		}
 	}
 	n.lookups++
-	n.last = last
+	if n.last == nil || *n.last != *last {
+		n.last = last
+	}
 	return n
 }
 
@@ -118,7 +120,7 @@ func (t *nodes) known(name string) (info backends.Info, ok bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if n := t.byName[name]; n != nil {
-		return n.last.info(), true
+		return n.last.info(n.ino), true
 	}
 	return info, false
 }
@@ -155,7 +157,7 @@ func (t *nodes) lastTold(id uint64) backends.Info {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if n := t.byID[id]; n != nil {
-		return n.last.info()
+		return n.last.info(n.ino)
 	}
 	return backends.Info{}
 }

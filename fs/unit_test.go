@@ -81,19 +81,21 @@ func TestOwnersOfAHandle(t *testing.T) {
 
 func TestNodes(t *testing.T) {
 	n := newNodes()
-	info := func(ino uint64) *attrs { return newAttrs(info(ino)) }
-	a := n.enter("x", info(10), false)
-	if b := n.enter("x", info(10), false); b != a || a.lookups != 2 {
+	enter := func(name string, ino uint64, private bool) *node {
+		return n.enter(name, ino, newAttrs(info(ino)), private)
+	}
+	a := enter("x", 10, false)
+	if b := enter("x", 10, false); b != a || a.lookups != 2 {
 		t.Errorf("looked up twice: %+v and %+v", a, b)
 	}
-	if b := n.enter("y", info(10), false); b.id == a.id {
+	if b := enter("y", 10, false); b.id == a.id {
 		t.Error("two hard links are one nodeid")
 	}
-	if b := n.enter("x", info(11), false); b.id == a.id {
+	if b := enter("x", 11, false); b.id == a.id {
 		t.Error("a replaced file has the nodeid of the old one")
 	}
-	p := n.enter("x", info(10), true)
-	if q := n.enter("x", info(10), true); p.id == a.id || q.id == p.id || n.enter("x", info(10), false) != a {
+	p := enter("x", 10, true)
+	if q := enter("x", 10, true); p.id == a.id || q.id == p.id || enter("x", 10, false) != a {
 		t.Error("a private nodeid is not private")
 	}
 	n.rename("x", "z", 10)
@@ -116,7 +118,7 @@ func TestNodes(t *testing.T) {
 	if _, _, err := n.find(a.id); err != syscall.ESTALE {
 		t.Errorf("not forgotten: %v", err)
 	}
-	c, d := n.enter("x", info(12), false), n.enter("x", info(13), false)
+	c, d := enter("x", 12, false), enter("x", 13, false)
 	n.forget(c.id, 1)
 	if got := n.inodesOf("x"); !slices.Equal(got, []uint64{13, 11}) {
 		t.Errorf("under x without the one in the middle: %v", got)
@@ -130,7 +132,7 @@ func TestNodes(t *testing.T) {
 	if _, _, err := n.find(fuse.FUSE_ROOT_ID); err != nil {
 		t.Error("the root was forgotten")
 	}
-	if b := n.enter("z", info(10), false); b.id == a.id {
+	if b := enter("z", 10, false); b.id == a.id {
 		t.Error("a nodeid was given twice")
 	}
 	if len(n.private) != 1 {
