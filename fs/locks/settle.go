@@ -42,6 +42,9 @@ func (t *Table) settle(n *name) work {
 			t.unlist(w)
 		}
 	}
+	if len(n.queue)+len(n.outside) == 0 {
+		n.queue, n.outside = nil, nil // most names never have a waiter again
+	}
 	return t.trim(n)
 }
 
