@@ -16,6 +16,7 @@ import (
 	"time"
 
 	filebackend "lockfs/backends/file"
+	"lockfs/backends/testserver"
 	"lockfs/config"
 )
 
@@ -178,9 +179,5 @@ func (c *cluster) on(i int, name string) string { return filepath.Join(c.nodes[i
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited too long for: %s", what)
-		}
-	}
+	testserver.Within(t, 10*time.Second, what, ok)
 }

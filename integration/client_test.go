@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lockfs/backends/testserver"
 )
 
 //go:embed client.py
@@ -28,7 +30,7 @@ type client struct {
 	cmd     *exec.Cmd
 	in      io.WriteCloser
 	replies chan reply // closed when the process has ended
-	stderr  output
+	stderr  testserver.Output
 }
 
 // reply says what a call came to.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lockfs/backends/testserver"
 )
 
 // node is a mount, served by a process of its own.
@@ -20,7 +22,7 @@ type node struct {
 	t    testing.TB
 	dir  string // the mount point
 	cmd  *exec.Cmd
-	log  output
+	log  testserver.Output
 	done chan struct{} // closed when the process has ended
 	dead bool          // it was killed: nothing more is asked of it
 }

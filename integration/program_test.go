@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"lockfs/backends/testserver"
 )
 
 // process is a program as it is.
@@ -15,7 +17,7 @@ type process struct {
 	t    testing.TB
 	cmd  *exec.Cmd
 	in   io.WriteCloser
-	out  output
+	out  testserver.Output
 	done chan struct{} // closed when it has ended
 }
 

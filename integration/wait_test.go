@@ -1,13 +1,11 @@
 package integration
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,9 +26,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 
 func within(t testing.TB, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
-	if !testserver.Until(limit, ok) {
-		t.Fatalf("not within %v: %s", limit, what)
-	}
+	testserver.Within(t, limit, what, ok)
 }
 
 // must ends a test that can't go on.
@@ -87,24 +83,6 @@ func monotonic() time.Duration {
 		panic(err) // Linux has it
 	}
 	return time.Duration(ts.Nano())
-}
-
-// output takes what a process writes while others read it.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
 
 // children returns the children of a process.

@@ -15,6 +15,7 @@ import (
 
 	"lockfs/backends"
 	"lockfs/backends/queue"
+	"lockfs/backends/testserver"
 )
 
 // newDir returns a directory that Open accepts.
@@ -53,11 +54,7 @@ func drop(t *testing.T, s backends.Session, name string, c backends.Claim) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
-		}
-	}
+	testserver.Within(t, 20*time.Second, what, ok)
 }
 
 // TestKilledHolder: the kernel tells of a killed holder; nobody polls for it and nobody waits for a lease.

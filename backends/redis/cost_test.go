@@ -80,8 +80,8 @@ func TestIdleWaiters(t *testing.T) {
 	for i := range waiters {
 		all.Go(func() { _, _ = sessions[1+i%nodes].Acquire(ctx, "crowd", writing) })
 	}
-	eventually(t, 10*time.Second, "all wait", func() bool { return entries(t, raw, "test", "crowd") == 1+waiters })
-	eventually(t, ttl, "the server has the heartbeat's script", func() bool { return holder.beat.Load() > 0 })
+	testserver.Within(t, 10*time.Second, "all wait", func() bool { return entries(t, raw, "test", "crowd") == 1+waiters })
+	testserver.Within(t, ttl, "the server has the heartbeat's script", func() bool { return holder.beat.Load() > 0 })
 	before := make([]uint64, len(sessions))
 	for i, s := range sessions {
 		before[i] = s.beat.Load()
@@ -107,7 +107,7 @@ func TestIdleWaiters(t *testing.T) {
 	cancel()
 	all.Wait()
 	drop(t, holder, "crowd", held)
-	eventually(t, 10*time.Second, "nothing is left", func() bool { return entries(t, raw, "test", "crowd") == 0 })
+	testserver.Within(t, 10*time.Second, "nothing is left", func() bool { return entries(t, raw, "test", "crowd") == 0 })
 }
 
 // TestLeavesNothing: of locks that are let go nothing stays, nor of closed sessions.
@@ -122,7 +122,7 @@ func TestLeavesNothing(t *testing.T) {
 		req.Held, req.YieldTo = []backends.Lock{{Range: backends.Range{First: 3, Last: 4}, Mode: backends.Read}}, backends.ByCallOnWritable
 		drop(t, two, "x", acquire(t, two, "x", req))
 	})
-	eventually(t, 5*time.Second, "the second waits", func() bool { return entries(t, raw, "test", "x") == 2 })
+	testserver.Within(t, 5*time.Second, "the second waits", func() bool { return entries(t, raw, "test", "x") == 2 })
 	drop(t, one, "x", held)
 	wait.Wait()
 	acquire(t, two, "y", writing)
@@ -177,7 +177,7 @@ func TestQueueIsServedInTurn(t *testing.T) {
 			}
 		})
 		if i%50 == 49 {
-			eventually(t, 10*time.Second, "they queue", func() bool { return entries(t, raw, "test", "line") == i+2 })
+			testserver.Within(t, 10*time.Second, "they queue", func() bool { return entries(t, raw, "test", "line") == i+2 })
 		}
 	}
 	start := time.Now()
@@ -201,7 +201,7 @@ func TestReleaseCost(t *testing.T) {
 		for i := range waiters {
 			s := openOn(t, b, time.Minute)
 			all.Go(func() { _, _ = s.Acquire(ctx, name, writing) })
-			eventually(t, 10*time.Second, "it queues", func() bool { return entries(t, raw, "test", name) == i+2 })
+			testserver.Within(t, 10*time.Second, "it queues", func() bool { return entries(t, raw, "test", name) == i+2 })
 		}
 		if err := raw.ConfigResetStat(t.Context()).Err(); err != nil {
 			t.Fatal(err)

@@ -53,7 +53,7 @@ func inGrace(t *testing.T, s *session, name string) {
 // saysAnew waits until the server knows a session again.
 func saysAnew(t *testing.T, s *session, than string) {
 	t.Helper()
-	eventually(t, 10*time.Second, "the session says anew what it has", func() bool {
+	testserver.Within(t, 10*time.Second, "the session says anew what it has", func() bool {
 		epoch := s.knownNow()
 		return epoch != "" && epoch != than
 	})
@@ -72,9 +72,9 @@ func TestForgets(t *testing.T) {
 	epoch := holder.knownNow()
 	held, dead := acquire(t, holder, "x", writing), acquire(t, dying, "dead", writing)
 	one := asked(t, first, "x")
-	eventually(t, 5*time.Second, "one waits", func() bool { return entries(t, raw, "test", "x") == 2 })
+	testserver.Within(t, 5*time.Second, "one waits", func() bool { return entries(t, raw, "test", "x") == 2 })
 	two := asked(t, second, "x")
-	eventually(t, 5*time.Second, "two wait", func() bool { return entries(t, raw, "test", "x") == 3 })
+	testserver.Within(t, 5*time.Second, "two wait", func() bool { return entries(t, raw, "test", "x") == 3 })
 	wire.cut()
 	server.Stop()
 	server.Start()
@@ -113,7 +113,7 @@ func TestForgets(t *testing.T) {
 	}
 	drop(t, second, "x", c2)
 	drop(t, fresh, "dead", next)
-	eventually(t, 5*time.Second, "nothing is left", func() bool {
+	testserver.Within(t, 5*time.Second, "nothing is left", func() bool {
 		return entries(t, raw, "test", "x")+entries(t, raw, "test", "dead") == 0
 	})
 }
@@ -144,7 +144,7 @@ func TestFlushed(t *testing.T) {
 	}
 	other := open(t, server.Addr(), ttl)
 	got := asked(t, other, "x")
-	eventually(t, 5*time.Second, "it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
+	testserver.Within(t, 5*time.Second, "it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
 	drop(t, holder, "x", held)
 	if c := received(t, 3*ttl, "the lock after the grace period", got); c.Token <= held.Token {
 		t.Errorf("token %d after %d", c.Token, held.Token)
@@ -166,7 +166,7 @@ func TestPromotion(t *testing.T) {
 	before := acquire(t, s[0], "moved", writing)
 	kept := acquire(t, s[3], "kept", writing)
 	key := prefix("test") + "g:"
-	eventually(t, 10*time.Second, "the replica has it", func() bool {
+	testserver.Within(t, 10*time.Second, "the replica has it", func() bool {
 		return rawReplica.Exists(t.Context(), key+"moved", key+"kept").Val() == 2
 	})
 	if err := rawReplica.Do(t.Context(), "REPLICAOF", "NO", "ONE").Err(); err != nil { // it hears no more
@@ -196,7 +196,7 @@ func TestPromotion(t *testing.T) {
 			t.Errorf("%q has %d entries", name, n)
 		}
 		got := asked(t, fresh, name)
-		eventually(t, 5*time.Second, "it waits", func() bool { return entries(t, rawReplica, "test", name) == 2 })
+		testserver.Within(t, 5*time.Second, "it waits", func() bool { return entries(t, rawReplica, "test", name) == 2 })
 		drop(t, s[i], name, c)
 		if d := received(t, 3*ttl, name, got); d.Token <= c.Token {
 			t.Errorf("%q: token %d after %d", name, d.Token, c.Token)
@@ -289,7 +289,7 @@ func TestForgetsAgainAndAgain(t *testing.T) {
 			next := testserver.Redis(t)
 			rawNext := rawClient(t, next)
 			_ = rawNext.Do(ctx, "REPLICAOF", "127.0.0.1", portOf(t, server.Addr())).Err()
-			eventually(t, 15*time.Second, "the replica is in sync", func() bool {
+			testserver.Within(t, 15*time.Second, "the replica is in sync", func() bool {
 				return parseInfo(rawNext.Info(ctx, "replication").Val())["master_link_status"] == "up"
 			})
 			_ = rawNext.Do(ctx, "REPLICAOF", "NO", "ONE").Err()
@@ -299,14 +299,14 @@ func TestForgetsAgainAndAgain(t *testing.T) {
 			way.lead(server.Addr())
 		}
 		was := grants.Load()
-		eventually(t, 10*ttl, "locks are granted again", func() bool { return grants.Load() > was })
+		testserver.Within(t, 10*ttl, "locks are granted again", func() bool { return grants.Load() > was })
 	}
 	cancel()
 	all.Wait()
 	t.Logf("%d grants over %d faults, %d sessions lost", grants.Load(), faults, lost.Load())
 	left := rawClient(t, server)
 	for i := range names {
-		eventually(t, 3*ttl, "nothing is left", func() bool { return entries(t, left, "test", strconv.Itoa(i)) == 0 })
+		testserver.Within(t, 3*ttl, "nothing is left", func() bool { return entries(t, left, "test", strconv.Itoa(i)) == 0 })
 	}
 }
 

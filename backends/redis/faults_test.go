@@ -66,7 +66,7 @@ func TestLostMessage(t *testing.T) {
 				got <- c
 			}
 		})
-		eventually(t, 5*time.Second, "it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
+		testserver.Within(t, 5*time.Second, "it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
 		pipe := raw.TxPipeline() // in one step: the message goes to nobody
 		pipe.ClientKillByFilter(t.Context(), "TYPE", "pubsub")
 		pipe.EvalSha(t.Context(), changeScript.Hash(), holder.b.keys, holder.knownNow()+holder.id, "x", holder.full(held.ID), 0)
@@ -102,7 +102,7 @@ func TestDeafSession(t *testing.T) {
 	line := newLine(t, server.Addr())
 	s := openOn(t, connect(t, line.addr(), "test"), 2*time.Second)
 	line.swallow(t, raw) // the connection that has subscribed
-	eventually(t, 5*time.Second, "it subscribes anew", func() bool {
+	testserver.Within(t, 5*time.Second, "it subscribes anew", func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return s.confirmed > 0
@@ -154,7 +154,7 @@ func TestFrozenServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"x0", "x1", "x2", "x3", "x4", "now", "mine"} {
-		eventually(t, 10*time.Second, name+" is free", func() bool { return entries(t, raw, "test", name) == 0 })
+		testserver.Within(t, 10*time.Second, name+" is free", func() bool { return entries(t, raw, "test", name) == 0 })
 		drop(t, other, name, acquire(t, other, name, writing))
 	}
 	if !s.Valid() {
@@ -177,7 +177,7 @@ func TestRestart(t *testing.T) {
 			got <- c
 		}
 	})
-	eventually(t, 5*time.Second, "it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
+	testserver.Within(t, 5*time.Second, "it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
 	for range 2 {
 		server.Stop()
 		late := make(chan error, 1)
@@ -242,27 +242,27 @@ func TestMemoryFull(t *testing.T) {
 			got <- c
 		}
 	})
-	eventually(t, 5*time.Second, "one waits", func() bool { return entries(t, raw, "test", "x") == 2 })
+	testserver.Within(t, 5*time.Second, "one waits", func() bool { return entries(t, raw, "test", "x") == 2 })
 	ctx, cancel := context.WithCancel(t.Context())
 	wait.Go(func() { _, _ = next.Acquire(ctx, "x", writing) })
-	eventually(t, 5*time.Second, "they wait", func() bool { return entries(t, raw, "test", "x") == 3 })
+	testserver.Within(t, 5*time.Second, "they wait", func() bool { return entries(t, raw, "test", "x") == 3 })
 	if err := raw.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
 		t.Fatal(err)
 	}
 	beats := holder.beat.Load()
-	eventually(t, 5*time.Second, "the lease is renewed for longer than it lasts", func() bool { return holder.beat.Load() > beats+6 })
+	testserver.Within(t, 5*time.Second, "the lease is renewed for longer than it lasts", func() bool { return holder.beat.Load() > beats+6 })
 	if _, err := holder.Acquire(t.Context(), "y", writing); !errors.Is(err, backends.ErrNoSpace) {
 		t.Errorf("a new lock: %v, want ErrNoSpace", err)
 	}
 	cancel() // the second of the two is taken back
-	eventually(t, 5*time.Second, "one waits", func() bool {
+	testserver.Within(t, 5*time.Second, "one waits", func() bool {
 		n, err := raw.ZCard(t.Context(), prefix("test")+"q:x").Result()
 		return err == nil && n == 1
 	})
 	drop(t, holder, "x", held)
 	drop(t, next, "x", <-got)
 	wait.Wait()
-	eventually(t, 5*time.Second, "nothing is left", func() bool {
+	testserver.Within(t, 5*time.Second, "nothing is left", func() bool {
 		n, err := raw.Exists(t.Context(), prefix("test")+"g:x", prefix("test")+"q:x", prefix("test")+"w:x", prefix("test")+"m:x").Result()
 		return err == nil && n == 0
 	})

@@ -63,7 +63,7 @@ func TestSentinel(t *testing.T) {
 		}
 		got := asked(t, other, "last")
 		raw := rawClient(t, next)
-		eventually(t, 5*time.Second, "it waits at the new master", func() bool { return entries(t, raw, "test", "last") == 2 })
+		testserver.Within(t, 5*time.Second, "it waits at the new master", func() bool { return entries(t, raw, "test", "last") == 2 })
 		drop(t, holder, "last", last)
 		c := received(t, 3*ttl, "the lock after the grace period", got)
 		if c.Token <= last.Token {
@@ -181,7 +181,7 @@ func TestCluster(t *testing.T) {
 		}
 		got := asked(t, other, "x")
 		raw := rawClient(t, cluster.Owner())
-		eventually(t, 10*time.Second, what+": it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
+		testserver.Within(t, 10*time.Second, what+": it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
 		drop(t, holder, "x", held)
 		c := received(t, 3*ttl, what+": the lock after the grace period", got)
 		if c.Token <= held.Token {
@@ -204,7 +204,7 @@ func TestCluster(t *testing.T) {
 	epoch = holder.knownNow()
 	cluster.ReplicateOwner()
 	cluster.Owner().Stop()
-	eventually(t, 20*time.Second, "the replica is promoted", func() bool { return cluster.Owner() != nil })
+	testserver.Within(t, 20*time.Second, "the replica is promoted", func() bool { return cluster.Owner() != nil })
 	goesOn("failed over", epoch)
 	if !holder.Valid() || !other.Valid() {
 		t.Errorf("a session is over: %v, %v", holder.Err(), other.Err())

@@ -298,7 +298,7 @@ func TestBrokenConnections(t *testing.T) {
 	breaker.Wait()
 	t.Logf("%d connections broken, %d of %d requests given up", broken.Load(), given.Load(), nodes*owners*rounds)
 	for name := range inside {
-		eventually(t, 10*time.Second, "nothing is left", func() bool { return entries(t, raw, "test", strconv.Itoa(name)) == 0 })
+		testserver.Within(t, 10*time.Second, "nothing is left", func() bool { return entries(t, raw, "test", strconv.Itoa(name)) == 0 })
 	}
 }
 

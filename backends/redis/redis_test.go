@@ -230,16 +230,6 @@ func (n *line) cut() {
 	n.reset()
 }
 
-// eventually waits for a condition.
-func eventually(t testing.TB, limit time.Duration, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(limit); !condition(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", limit, what)
-		}
-	}
-}
-
 // stats returns the calls of each command since the last reset.
 func stats(t testing.TB, raw *goredis.Client) map[string]int {
 	t.Helper()

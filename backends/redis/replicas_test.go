@@ -31,7 +31,7 @@ func TestReplicas(t *testing.T) {
 		info := parseInfo(copied.Info(t.Context(), "replication").Val())
 		return info["master_link_status"] == "up"
 	}
-	eventually(t, 15*time.Second, "the replica is in sync", online)
+	testserver.Within(t, 15*time.Second, "the replica is in sync", online)
 	known := func(name, id string) bool {
 		return copied.HExists(t.Context(), prefix("test")+"g:"+name, id).Val()
 	}
@@ -41,7 +41,7 @@ func TestReplicas(t *testing.T) {
 			t.Fatal("a grant was reported that the replica does not know")
 		}
 		got := asked(t, next, "x")
-		eventually(t, 5*time.Second, "it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
+		testserver.Within(t, 5*time.Second, "it waits", func() bool { return entries(t, raw, "test", "x") == 2 })
 		drop(t, s, "x", held)
 		c := received(t, 5*time.Second, "the lock that was let go", got)
 		if !known("x", next.full(c.ID)) {
@@ -55,15 +55,15 @@ func TestReplicas(t *testing.T) {
 	}
 
 	replica.Stop()
-	eventually(t, 10*time.Second, "the master knows that its replica is gone", func() bool {
+	testserver.Within(t, 10*time.Second, "the master knows that its replica is gone", func() bool {
 		return parseInfo(raw.Info(t.Context(), "replication").Val())["connected_slaves"] == "0"
 	})
 	if _, err := s.Acquire(t.Context(), "y", now()); !errors.Is(err, backends.ErrUnavailable) {
 		t.Errorf("without a replica: %v, want ErrUnavailable", err)
 	}
-	eventually(t, 5*time.Second, "nothing is left of it", func() bool { return entries(t, raw, "test", "y") == 0 })
+	testserver.Within(t, 5*time.Second, "nothing is left of it", func() bool { return entries(t, raw, "test", "y") == 0 })
 	waits := asked(t, s, "z")
-	eventually(t, 5*time.Second, "it is there", func() bool { return entries(t, raw, "test", "z") == 1 })
+	testserver.Within(t, 5*time.Second, "it is there", func() bool { return entries(t, raw, "test", "z") == 1 })
 	select {
 	case c := <-waits:
 		t.Fatalf("granted without a replica: %+v", c)

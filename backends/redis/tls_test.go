@@ -157,7 +157,7 @@ func TestTLSByGuide(t *testing.T) {
 	port, args := secured(t, own, "127.0.0.1")
 	server := testserver.Redis(t, append(args, "--tls-cluster", "yes", "--cluster-enabled", "yes")...)
 	server.Command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-	eventually(t, 10*time.Second, "the cluster of one is there", func() bool {
+	testserver.Within(t, 10*time.Second, "the cluster of one is there", func() bool {
 		return strings.Contains(server.Command("CLUSTER", "INFO"), "cluster_state:ok")
 	})
 	cert, key := own.issue("node")

@@ -23,7 +23,7 @@ type RedisServer struct {
 	dir    string
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when cmd has been waited for
-	output *lockedBuffer
+	output *Output
 }
 
 // Redis starts a redis-server on a free port of the loopback interface, with a
@@ -130,7 +130,7 @@ func (s *RedisServer) start() error {
 	if len(s.args) > 0 && !strings.HasPrefix(s.args[0], "--") { // a file of settings comes first
 		args = append(append(s.args[:1:1], own...), s.args[1:]...)
 	}
-	s.output = &lockedBuffer{}
+	s.output = &Output{}
 	s.cmd = exec.Command("redis-server", args...)
 	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
 	s.cmd.Env = append(os.Environ(), "LC_ALL=C")

@@ -1,6 +1,9 @@
 package testserver
 
-import "time"
+import (
+	"testing"
+	"time"
+)
 
 // Until asks again and again until the answer is yes, at most for limit: then it returns false. It is for what a test
 // has to wait for without being told.
@@ -11,4 +14,12 @@ func Until(limit time.Duration, ok func() bool) bool {
 		}
 	}
 	return true
+}
+
+// Within is Until for what must come: else the test ends.
+func Within(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	if !Until(limit, ok) {
+		t.Fatalf("not within %v: %s", limit, what)
+	}
 }

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -24,7 +23,7 @@ type ZooKeeperServer struct {
 	java     []string // settings of its Java
 	cmd      *exec.Cmd
 	done     chan struct{} // closed when the process has ended
-	log      lockedBuffer
+	log      Output
 }
 
 // The class path as Debian's packages have it: zookeeper depends on the rest.
@@ -161,22 +160,4 @@ func (s *ZooKeeperServer) Command(word string) string {
 	var answer bytes.Buffer
 	_, _ = answer.ReadFrom(c) // what came before an error is what is asked for
 	return answer.String()
-}
-
-// lockedBuffer takes a process's output while others read it.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -126,9 +126,7 @@ func lockOnce(t *testing.T, s *session, name string, inside, grants *atomic.Int6
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	if !testserver.Until(20*time.Second, ok) {
-		t.Fatalf("waited in vain for %s", what)
-	}
+	testserver.Within(t, 20*time.Second, what, ok)
 }
 
 // testRestart: sessions, claims, waits and contents outlive a server that is killed and comes back within the lease.

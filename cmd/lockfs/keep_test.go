@@ -140,11 +140,7 @@ func granted(n *place, name string) <-chan time.Duration {
 
 func within(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited too long for: %s", what)
-		}
-	}
+	testserver.Within(t, 20*time.Second, what, ok)
 }
 
 func (p *place) logText() string {

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"lockfs/backends/testserver"
 )
 
 // crew is the workers of a run: so many on each node at any time, until stop.
@@ -33,7 +35,7 @@ type process struct {
 	node  *node
 	cmd   *exec.Cmd
 	in    io.WriteCloser
-	err   output
+	err   testserver.Output
 	board *board
 	log   string
 	done  chan struct{} // closed when it has ended

@@ -33,7 +33,7 @@ type victim struct {
 	boards [2]*board
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser // its end ends both
-	err    output
+	err    testserver.Output
 }
 
 // loss is what came of one.
@@ -163,10 +163,8 @@ func (r *losses) hold(v *victim) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	for deadline := time.Now().Add(patience); v.boards[0].Mark.Load() == 0 || v.boards[1].Mark.Load() == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			r.t.Fatalf("%s has no holder: %s", v.name, v.err.String())
-		}
+	if !testserver.Until(patience, func() bool { return v.boards[0].Mark.Load() != 0 && v.boards[1].Mark.Load() != 0 }) {
+		r.t.Fatalf("%s has no holder: %s", v.name, v.err.String())
 	}
 }
 
@@ -244,11 +242,9 @@ func (r *losses) granted(v *victim, waits <-chan int64) int64 {
 func (r *losses) mend(v *victim, what string) {
 	v.proxy.set(passes)
 	if what == "frozen" {
-		for deadline := time.Now().Add(patience); len(serverInLog.FindAllString(v.log.String(), -1)) < 2; time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				r.t.Errorf("%s has no new server: %s", v.name, v.log)
-				return
-			}
+		if !testserver.Until(patience, func() bool { return len(serverInLog.FindAllString(v.log.String(), -1)) >= 2 }) {
+			r.t.Errorf("%s has no new server: %s", v.name, v.log)
+			return
 		}
 		err := v.stop()
 		if err == nil {

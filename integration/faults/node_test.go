@@ -1,7 +1,6 @@
 package faults
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -16,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lockfs/backends/testserver"
 )
 
 // patience is how long a machine that is busy with other things may take for what is no wait of its own.
@@ -52,29 +53,11 @@ type node struct {
 
 	mu   sync.Mutex
 	cmd  *exec.Cmd
-	done chan struct{} // closed when the keeper has ended
-	log  *output       // of this keeper
-	logs []*output     // of all
+	done chan struct{}        // closed when the keeper has ended
+	log  *testserver.Output   // of this keeper
+	logs []*testserver.Output // of all
 	// quick are the deaths of this keeper's servers within its patience for them.
 	quick []time.Time
-}
-
-// output takes what a process writes.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
 
 // newNode prepares a node that mounts below dir.
@@ -106,7 +89,7 @@ func newNode(t testing.TB, c *cluster, program, dir, name, onLost string) *node 
 
 // mount starts lockfs and waits until it is mounted, or has failed.
 func (n *node) mount() error {
-	log := &output{}
+	log := &testserver.Output{}
 	cmd := exec.Command(n.program, "mount", "-f", "-c", n.config, n.dir)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
@@ -122,19 +105,22 @@ func (n *node) mount() error {
 	n.mu.Lock()
 	n.cmd, n.done, n.log, n.logs, n.quick = cmd, done, log, append(n.logs, log), nil
 	n.mu.Unlock()
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		if strings.Contains(log.String(), "msg=mounted") {
-			return nil
-		}
+	ended := false
+	mounted := testserver.Until(patience, func() bool {
 		select {
 		case <-done:
-			return fmt.Errorf("lockfs on %s: %v: %s", n.dir, cmd.ProcessState, log)
+			ended = true
 		default:
 		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("lockfs on %s has not mounted after %v: %s", n.dir, patience, log)
-		}
+		return ended || strings.Contains(log.String(), "msg=mounted")
+	})
+	switch {
+	case ended:
+		return fmt.Errorf("lockfs on %s: %v: %s", n.dir, cmd.ProcessState, log)
+	case !mounted:
+		return fmt.Errorf("lockfs on %s has not mounted after %v: %s", n.dir, patience, log)
 	}
+	return nil
 }
 
 var serverInLog = regexp.MustCompile(`msg=mounted .*server=(\d+)`)

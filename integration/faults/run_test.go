@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"lockfs/backends/testserver"
 )
 
 const nodesOfRun, workersOfNode = 3, 3
@@ -180,15 +182,12 @@ func (r *run) settle(after string) {
 	for _, n := range r.nodes {
 		before[n] = r.crew.grants(n)
 	}
-	for deadline := time.Now().Add(r.patience); ; time.Sleep(5 * time.Millisecond) {
-		slow := slices.IndexFunc(r.nodes, func(n *node) bool { return r.crew.grants(n) <= before[n] })
-		if slow < 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			r.report("%s has taken no lock for %v after: %s", r.nodes[slow].name, r.patience, after)
-			return
-		}
+	slow := -1
+	if !testserver.Until(r.patience, func() bool {
+		slow = slices.IndexFunc(r.nodes, func(n *node) bool { return r.crew.grants(n) <= before[n] })
+		return slow < 0
+	}) {
+		r.report("%s has taken no lock for %v after: %s", r.nodes[slow].name, r.patience, after)
 	}
 }
 

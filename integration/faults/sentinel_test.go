@@ -36,10 +36,8 @@ func sentinelEntry(addrs []string) string {
 func failOver(frozen bool) func(*run, *node, *rand.Rand) bool {
 	return func(r *run, _ *node, rng *rand.Rand) bool {
 		s := r.cluster.server.(sentinel)
-		for deadline := time.Now().Add(10 * time.Second); !s.Ready(); time.Sleep(50 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				return false // not yet over the last one
-			}
+		if !testserver.Until(10*time.Second, s.Ready) {
+			return false // not yet over the last one
 		}
 		old := s.Master()
 		s.Deafen()
