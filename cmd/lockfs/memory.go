@@ -12,10 +12,10 @@ import (
 
 const (
 	// garbage is how much there may be of it on top of what is live.
-	garbage = 24 << 20
+	garbage = 20 << 20
 	// mostGrowth and leastGrowth, in percent of what is live, bound what that comes to: Go's own setting, and one
 	// with which the collector takes 1 % of a processor's time where locks are taken and let go all the time.
-	mostGrowth, leastGrowth = 100, 20
+	mostGrowth, leastGrowth = 100, 15
 )
 
 // growth is the collector's setting (debug.SetGCPercent) for so many bytes that are live.

@@ -8,7 +8,7 @@ import (
 )
 
 func TestGrowth(t *testing.T) {
-	for live, want := range map[uint64]int{0: 100, 4 << 20: 100, 24 << 20: 100, 48 << 20: 50, 96 << 20: 25, 1 << 30: 20} {
+	for live, want := range map[uint64]int{0: 100, 4 << 20: 100, 20 << 20: 100, 40 << 20: 50, 100 << 20: 20, 1 << 30: 15} {
 		if got := growth(live); got != want {
 			t.Errorf("with %d bytes live: %d %%, want %d", live, got, want)
 		}
