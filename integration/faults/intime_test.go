@@ -21,6 +21,8 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 	"golang.org/x/sys/unix"
+
+	"lockfs/backends/testserver"
 )
 
 // victims is how many nodes lose their locks in one round, each at its own moment.
