@@ -47,11 +47,11 @@ func newCrew(r *run, seed uint64) *crew {
 	return &crew{r: r, seeds: rand.New(rand.NewPCG(seed, 2)), live: map[*process]bool{}, down: map[*node]bool{}}
 }
 
-// keepOne sees to it that there is always one more worker on a node; stop ends it.
-func (c *crew) keepOne(n *node) {
+// keepOne sees to it that there is always one more worker on a node, in a place of its own; stop ends it.
+func (c *crew) keepOne(n *node, place int) {
 	c.keep.Go(func() {
 		for {
-			p, err := c.start(n)
+			p, err := c.start(n, place)
 			if errors.Is(err, errDown) {
 				time.Sleep(5 * time.Millisecond)
 				continue
@@ -79,11 +79,14 @@ func (c *crew) keepOne(n *node) {
 	})
 }
 
+// ownName is the name that is nearly for the worker in that place alone.
+func ownName(n *node, place int) string { return fmt.Sprint(n.name, ".", place) }
+
 // errDown: the machine that a node stands for is down, and no worker runs on it.
 var errDown = errors.New("the node is down")
 
 // start starts a worker; nil after stop.
-func (c *crew) start(n *node) (*process, error) {
+func (c *crew) start(n *node, place int) (*process, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stopped {
@@ -101,9 +104,11 @@ func (c *crew) start(n *node) (*process, error) {
 	}
 	var others []string
 	for _, other := range c.r.nodes {
-		others = append(others, other.name)
+		for i := range workersOfNode {
+			others = append(others, ownName(other, i))
+		}
 	}
-	text, err := json.Marshal(job{Mount: n.dir, Outside: n.outside, Names: []string{"a", "b", "c"}, Own: n.name, Others: others, Seed: c.seeds.Uint64(), Kills: c.r.kills,
+	text, err := json.Marshal(job{Mount: n.dir, Outside: n.outside, Names: []string{"a", "b", "c"}, Own: ownName(n, place), Others: others, Seed: c.seeds.Uint64(), Kills: c.r.kills,
 		Log: p.log, Board: base + ".board", Storm: n.stormFile, Longest: 5 * ttl / 2})
 	if err != nil {
 		return nil, err

@@ -44,7 +44,7 @@ var kinds = []fault{
 	{kind: "cut off, half open", remote: true, do: cut(swallows, ttl/4, 2*ttl)},
 	{kind: "delayed by more than the lease", remote: true, do: cut(holds, ttl*11/10, 2*ttl)},
 	{kind: "answers late, then cut off", remote: true, do: lateThenCut},
-	{kind: "slow way", remote: true, calm: true, do: cut(slow, ttl/4, 2*ttl)},
+	{kind: "slow way", remote: true, calm: true, do: cut(slow, ttl, 3*ttl)},
 	{kind: "back end restarted", remote: true, server: true, do: restart(false)},
 	{kind: "back end restarted empty", server: true, only: "redis", do: restart(true)},
 	{kind: "session expired", only: "zookeeper " + onEnsemble, do: expireSession},

@@ -60,6 +60,22 @@ var plants = map[string]planted{
 	waitFor(`,
 		found: []string{"a lock refused that nobody held"},
 	},
+	"a signal ends an unlock before it is visible": {
+		file: "fs/locks/release.go", old: "func (t *Table) Unlock(_ context.Context, r Request) error {",
+		new: `func (t *Table) Unlock(ctx context.Context, r Request) error {
+	done := make(chan error, 1)
+	go func() { done <- t.unlock(r) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+func (t *Table) unlock(r Request) error {`,
+		found: []string{"a lock refused that nobody held"},
+	},
 	"a kept claim is used on after it was given back": {
 		file: "fs/locks/claims.go", old: "parts := make([]backends.Claim, len(ch.To))",
 		new:   `parts := make([]backends.Claim, len(ch.To)); if len(ch.To) == 0 && old.Hint == backends.Kept { on := old; on.ID += "x"; on.Seq, on.Contended = math.MaxUint64, false; parts = append(parts, on) }`,

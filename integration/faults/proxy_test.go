@@ -19,7 +19,7 @@ const (
 	swallows         // connections stay and nothing arrives, either way; in the end they are reset
 	holds            // nothing arrives either way until the end; then all of it does
 	late             // each answer comes late, but in time for who waits for it
-	slow             // what arrives comes some ms late, either way, so that messages of different nodes cross
+	slow             // what arrives comes some time late, either way, so that messages of different nodes cross
 )
 
 // proxy is a node's way to the server, or to all of several.
@@ -206,7 +206,7 @@ func (p *proxy) pass(l *link) bool {
 const lateness = ttl / 6
 
 // slowness is how late at the most what arrives on a slow way is.
-const slowness = 20 * time.Millisecond
+const slowness = 50 * time.Millisecond
 
 // delay is how long to keep back what has come; answer: from the server.
 func (p *proxy) delay(answer bool) time.Duration {

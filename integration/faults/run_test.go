@@ -99,8 +99,8 @@ func perform(t testing.TB, p plan, seed uint64) result {
 	}
 	t.Cleanup(func() { r.crew.stop(0) }) // where it breaks off
 	for _, n := range r.nodes {
-		for range workersOfNode {
-			r.crew.keepOne(n)
+		for place := range workersOfNode {
+			r.crew.keepOne(n, place)
 		}
 	}
 	rng := rand.New(rand.NewPCG(seed, 3))

@@ -28,8 +28,8 @@ type job struct {
 	Mount   string   // where it takes locks
 	Outside uint64   // the device below the mount: a file there is no lock
 	Names   []string // the names to take
-	Own     string   // a name that is nearly its node's alone, whose claims are worth keeping
-	Others  []string // such names of all nodes
+	Own     string   // a name that is nearly its own alone, whose claims are worth keeping
+	Others  []string // such names of all workers
 	Seed    uint64
 	Kills   bool   // on_lost is KILL: it does not ask whether it still holds
 	Log     string // the file for its events
@@ -210,7 +210,7 @@ func (w *worker) attempt(n int64) bool {
 	return w.came(f, e, w.lock(f, e))
 }
 
-// next is the attempt to make. A node's own name is taken several times in a row, in the same way, so that its claim is worth
+// next is the attempt to make. Its own name is taken several times in a row, in the same way, so that the claim is worth
 // keeping (docs/design.md, 'Kept claims'); such names of others are mostly tried.
 func (w *worker) next(n int64) event {
 	if w.again > 0 {
@@ -224,7 +224,10 @@ func (w *worker) next(n int64) event {
 	case k < 2:
 		e.Name, w.again = w.Own, w.rng.IntN(12)
 	case k < 5:
-		e.Name, e.How = w.Others[w.rng.IntN(len(w.Others))], []string{waiting, trying, trying, trying}[w.rng.IntN(4)]
+		e.Name, e.How = w.Others[w.rng.IntN(len(w.Others))], trying
+		if w.rng.IntN(10) == 0 {
+			e.How = waiting // while somebody waits, any try may be refused
+		}
 	default:
 		e.Name = w.Names[w.rng.IntN(len(w.Names))]
 	}
@@ -450,15 +453,10 @@ func (w *worker) release(f *os.File, e event) {
 	w.say(e)
 	w.board.State.Store(letting)
 	var err error
-	switch {
-	case e.How == closing:
+	if e.How == closing {
 		err = f.Close()
-	case w.door == byFcntl || w.door == byOFD:
-		err = w.fcntl(f, e, unix.F_UNLCK, false)
-	default:
-		for err = unix.EINTR; err == unix.EINTR; {
-			err = unix.Flock(int(f.Fd()), unix.LOCK_UN)
-		}
+	} else {
+		err = w.unlock(f, e)
 	}
 	if err != nil {
 		w.lost(e, err)
@@ -466,4 +464,36 @@ func (w *worker) release(f *os.File, e event) {
 	}
 	e.Kind, e.At = evReleased, now()
 	w.say(e)
+}
+
+// unlock lets the lock go, and gets signals meanwhile now and then, as a program does that is profiled: they are no reason to
+// return before all see it.
+func (w *worker) unlock(f *os.File, e event) (err error) {
+	if w.rng.IntN(4) == 0 {
+		defer w.pester()()
+	}
+	if w.door == byFcntl || w.door == byOFD {
+		return w.fcntl(f, e, unix.F_UNLCK, false)
+	}
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	}
+	return err
+}
+
+// pester sends the worker's thread signals that mean nothing until the function returned is called.
+func (w *worker) pester() (enough func()) {
+	thread, stop := unix.Gettid(), make(chan struct{})
+	go func() {
+		for tick := time.NewTicker(2 * time.Millisecond); ; {
+			select {
+			case <-stop:
+				tick.Stop()
+				return
+			case <-tick.C:
+				_ = unix.Tgkill(os.Getpid(), thread, unix.SIGURG) // Go's own, which it expects at any time
+			}
+		}
+	}()
+	return func() { close(stop) }
 }
