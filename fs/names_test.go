@@ -2,6 +2,7 @@ package fs
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
@@ -235,6 +236,14 @@ func TestContents(t *testing.T) {
 	check(t, "write beyond the limit", err, syscall.EFBIG)
 	_, err = f.WriteAt([]byte(strings.Repeat("y", 3<<20)), 0)
 	check(t, "a large write", err, syscall.EFBIG)
+	whole := strings.Repeat("z", len(big)+3*4096)
+	for _, more := range []int{1, 4095, 4096, 4097, 2 * 4096} { // the kernel may cut these in two
+		_, err = f.WriteAt([]byte(whole)[4095:][:len(big)+more], 0)
+		check(t, fmt.Sprint("a write of ", more, " bytes too many"), err, syscall.EFBIG)
+	}
+	if got, err := os.ReadFile(b + "/big"); string(got) != big {
+		t.Errorf("after writes that were refused: %d bytes (%v)", len(got), err)
+	}
 	_, err = f.WriteAt([]byte("x"), 1<<62)
 	check(t, "write far beyond", err, syscall.EFBIG)
 	check(t, "truncate beyond", f.Truncate(int64(len(big))+1), syscall.EFBIG)
