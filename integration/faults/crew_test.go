@@ -216,10 +216,19 @@ func (c *crew) stop(limit time.Duration) {
 		case <-end:
 			end = time.After(0)
 		}
-		c.r.report("a request of %s does not end: attempt %d, state %d, %v after the last fault", p.name, p.board.Attempt.Load(), p.board.State.Load(), limit)
+		c.r.report("a request of %s does not end: state %d, %v after the last fault; its last event: %s", p.name, p.board.State.Load(), limit, lastEvent(p.log))
 		c.kill(p, killed)
 	}
 	c.keep.Wait()
+}
+
+// lastEvent is the last that a worker wrote down.
+func lastEvent(log string) string {
+	events, err := readEvents(log)
+	if err != nil || len(events) == 0 {
+		return fmt.Sprint("none: ", err)
+	}
+	return fmt.Sprintf("%+v", events[len(events)-1])
 }
 
 // records is what the workers wrote down. They have all ended.

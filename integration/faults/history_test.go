@@ -88,7 +88,7 @@ func (r record) grants() (all []grant, failed map[string]int) {
 	failed = map[string]int{}
 	var g grant
 	open := false
-	release := int64(0)
+	release, opened := int64(0), int64(0)
 	end := func(at, gone int64, how ending) {
 		if open && at >= g.From {
 			g.To, g.Gone, g.End = at, gone, how
@@ -100,8 +100,14 @@ func (r record) grants() (all []grant, failed map[string]int) {
 		switch e.Kind {
 		case evInvoke:
 			g = grant{Owner: fmt.Sprintf("%s#%d", r.owner, e.Attempt), Name: e.Name, Write: e.Write, First: e.First, Last: e.Last, Invoked: e.At}
+		case evOpens:
+			opened = e.Attempt
 		case evFail:
-			failed[e.How+" "+errnoText(e.Errno)]++
+			how := e.How
+			if e.Attempt == opened {
+				how = opening + how
+			}
+			failed[how+" "+errnoText(e.Errno)]++
 		case evOK:
 			g.From, open = e.At, true
 		case evToken:

@@ -270,7 +270,8 @@ func (r *run) judge(took time.Duration) result {
 func mayFail(what, backend string) bool {
 	how, errno, _ := strings.Cut(what, " ")
 	if opening, ok := strings.CutPrefix(how, "open-"); ok {
-		// An open looks for the file as well, and says EIO where the back end does not answer.
+		// An open looks for the file as well, and says EIO where the back end does not answer; and what it took can be lost before
+		// the lock call that follows.
 		return errno == "EIO" || mayFail(opening+" "+errno, backend)
 	}
 	switch {
