@@ -226,6 +226,68 @@ func TestReleaseCost(t *testing.T) {
 	}
 }
 
+// TestOneMessageASession: a release that lets in several requests of one session tells it of
+// all in one message, those who write one after the other and readers of two sessions alike.
+func TestOneMessageASession(t *testing.T) {
+	reading := backends.Request{Lock: backends.Lock{Range: backends.Whole, Mode: backends.Read}, Wait: true}
+	yielding := writing
+	yielding.YieldTo = backends.ByCallOnWritable
+	for _, c := range []struct {
+		name     string
+		requests []backends.Request // for each of the sessions, in turn
+		sessions int
+	}{
+		{"writers", []backends.Request{writing, writing, writing}, 1},
+		{"more writers than the short way looks at", slices.Repeat([]backends.Request{writing}, 20), 1},
+		{"readers", []backends.Request{reading, reading, reading}, 2},
+		{"beside one who would yield", []backends.Request{writing, yielding, writing}, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			server := testserver.Redis(t)
+			raw, holder := rawClient(t, server), open(t, server.Addr(), time.Minute)
+			held := acquire(t, holder, "x", writing)
+			var all sync.WaitGroup
+			var mu sync.Mutex
+			got := map[string]backends.Claim{}
+			waiting := 0
+			for range c.sessions {
+				s := open(t, server.Addr(), time.Minute)
+				for _, req := range c.requests {
+					all.Go(func() {
+						claim, err := s.Acquire(t.Context(), "x", req)
+						if err != nil {
+							t.Error(err)
+						}
+						mu.Lock()
+						defer mu.Unlock()
+						got[s.full(claim.ID)] = claim
+					})
+					waiting++
+					testserver.Within(t, 10*time.Second, "it queues", func() bool { return entries(t, raw, "test", "x") == 1+waiting })
+				}
+			}
+			if err := raw.ConfigResetStat(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+			drop(t, holder, "x", held)
+			all.Wait()
+			if n := stats(t, raw)["publish"]; n != c.sessions {
+				t.Errorf("%d requests of %d sessions were let in by %d messages", waiting, c.sessions, n)
+			}
+			claims, err := raw.HGetAll(t.Context(), prefix("test")+"g:x").Result()
+			if err != nil || len(got) != waiting || len(claims) != waiting {
+				t.Fatalf("%d of %d got in, the server has %d claims, %v", len(got), waiting, len(claims), err)
+			}
+			for id, value := range claims {
+				want := encodeLock(got[id].Lock, got[id].Hint) + flag(got[id].Contended) + fmt.Sprint(got[id].Token)
+				if value != want {
+					t.Errorf("claim %s was told as %s, the server has %s", id, want, value)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkCycle measures a lock and an unlock beside the floor, PING.
 func BenchmarkCycle(b *testing.B) {
 	server := testserver.Redis(b)

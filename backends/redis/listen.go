@@ -109,20 +109,27 @@ func (s *session) told(message string) {
 		if n, err := strconv.ParseUint(seq, 10, 64); err == nil {
 			s.box.wanted(name, n)
 		}
-	case "y":
-		if epoch, id, ok := strings.Cut(rest, " "); ok {
-			s.outcome(epoch, id, answer{outcome: "yield"})
-		}
 	case "g":
-		if parts := strings.SplitN(rest, " ", 4); len(parts) == 4 {
-			s.outcome(parts[0], parts[3], answer{"granted", []any{parts[1], parts[2]}})
-		}
+		epoch, outcomes, _ := strings.Cut(rest, " ")
+		s.outcomes(epoch, strings.Fields(outcomes))
 	case "over":
 		s.end(fmt.Errorf("another session was granted what this one holds, by a server that had forgotten it: %w", backends.ErrSessionOver))
 	case "new": // to all: the server may have forgotten
 		s.crew.do(s.probe)
 	case "open": // to all: a grace period is over
 		s.crew.do(s.recheckAll)
+	}
+}
+
+// outcomes takes what became of requests: number, token and contended flag of each; the
+// token is "0" where it yields.
+func (s *session) outcomes(epoch string, fields []string) {
+	for ; len(fields) >= 3; fields = fields[3:] {
+		a := answer{outcome: "yield"}
+		if fields[1] != "0" {
+			a = answer{"granted", []any{fields[1], fields[2]}}
+		}
+		s.outcome(epoch, s.full(fields[0]), a)
 	}
 }
 

@@ -286,17 +286,31 @@ local function grant_in_order(L, granted)
   end
 end
 
+-- Sends each session one message about its requests: behind the epoch number, token
+-- and contended flag of each, '0' and '0' where it yields.
+local function tell_outcomes(outcomes)
+  local order, parts = {}, {}
+  for _, o in ipairs(outcomes) do
+    local session = o.x.session
+    if not parts[session] then
+      order[#order + 1] = session
+      parts[session] = {'g', EPOCH}
+    end
+    table.insert(parts[session], string.sub(o.x.id, #session + 2) .. ' ' .. o.token .. ' ' .. o.contended)
+  end
+  for _, session in ipairs(order) do tell(session, table.concat(parts[session], ' ')) end
+end
+
 -- Settle of package queue; tells those whom it lets in and those who yield.
 local function settle(L)
-  local granted, again = {}, true
+  local granted, outcomes, again = {}, {}, true
   while again do
     again = false
     grant_in_order(L, granted)
     local i = 1
     while i <= #L.queue do
       if gives_up(L, i) then
-        local x = take_out(L, i)
-        tell(x.session, 'y ' .. EPOCH .. ' ' .. x.id)
+        outcomes[#outcomes + 1] = {x = take_out(L, i), token = '0', contended = '0'}
         again = true
       else
         i = i + 1
@@ -305,8 +319,9 @@ local function settle(L)
   end
   for _, x in ipairs(granted) do
     finish(L, x)
-    tell(x.session, 'g ' .. EPOCH .. ' ' .. x.token .. ' ' .. x.contended .. ' ' .. x.id)
+    outcomes[#outcomes + 1] = {x = x, token = x.token, contended = x.contended}
   end
+  tell_outcomes(outcomes)
   L.dirty = false
 end
 
