@@ -41,7 +41,8 @@ func TestScriptsFollowQueue(t *testing.T) {
 	raw, b := rawClient(t, server), connect(t, server.Addr(), "test")
 	seed := seed(t)
 	for round := range 150 {
-		r := &twin{T: t, raw: raw, b: b, rng: rand.New(rand.NewPCG(seed, uint64(round))), name: fmt.Sprintf("n%d", round), epoch: noEpoch}
+		r := &twin{T: t, raw: raw, b: b, rng: rand.New(rand.NewPCG(seed, uint64(round))), name: fmt.Sprintf("n%d", round), epoch: noEpoch,
+			plain: round % 3, wanted: map[string]bool{}, tokens: map[string]uint64{}}
 		for i := range 4 {
 			r.open(i)
 		}
@@ -66,8 +67,29 @@ type twin struct {
 	sessions [4]string
 	epoch    string
 	ids      int
+	plain    int // 1: mostly write requests on the whole name, for which scripts have a short way; 2: and little else in them
 	model    queue.State
+	wanted   map[string]bool   // by claim: another session waited for it when it was granted
+	tokens   map[string]uint64 // of the claims seen at the server
+	last     uint64            // the greatest of them
 	trace    []string
+}
+
+// once is true once in n times, in rounds that are at least so plain once in n*n.
+func (r *twin) once(n, plain int) bool {
+	if r.plain >= plain {
+		n *= n
+	}
+	return r.rng.IntN(n) == 0
+}
+
+// settle settles the model, and notes which new claims are wanted.
+func (r *twin) settle() []queue.Entry {
+	granted, yielded := r.model.Settle(nil)
+	for _, e := range granted {
+		r.wanted[e.ID] = r.model.Contended(e.Session, e.Lock)
+	}
+	return yielded
 }
 
 func (r *twin) fail(format string, args ...any) {
@@ -91,8 +113,11 @@ func (r *twin) open(i int) {
 }
 
 func (r *twin) lock() backends.Lock {
-	l := backends.Lock{Range: backends.Whole, Mode: backends.Read + backends.Mode(r.rng.IntN(2))}
-	if r.rng.IntN(3) == 0 {
+	l := backends.Lock{Range: backends.Whole, Mode: backends.Write}
+	if r.once(2, 1) {
+		l.Mode = backends.Read
+	}
+	if r.once(3, 1) {
 		a, b := uint64(r.rng.IntN(8)), uint64(r.rng.IntN(8))
 		l.Range = backends.Range{First: min(a, b), Last: max(a, b)}
 	}
@@ -119,7 +144,7 @@ func (r *twin) step() {
 		default:
 			r.replace(e)
 		}
-		r.model.Settle(nil)
+		r.settle()
 	}
 }
 
@@ -135,11 +160,11 @@ func (r *twin) newID(session string) string {
 func (r *twin) acquire() {
 	session := r.sessions[r.rng.IntN(4)]
 	req := backends.Request{Lock: r.lock(), Hint: backends.Hint(r.rng.IntN(4)), Wait: r.rng.IntN(4) > 0}
-	if r.rng.IntN(4) == 0 {
+	if r.once(4, 2) {
 		req.YieldTo = backends.Hint(1 + r.rng.IntN(3))
 	}
 	for _, e := range r.model {
-		if e.Granted && e.Session == session && r.rng.IntN(3) == 0 {
+		if e.Granted && e.Session == session && r.once(3, 2) {
 			req.Held = append(req.Held, e.Lock)
 		}
 	}
@@ -150,7 +175,7 @@ func (r *twin) acquire() {
 	if !r.model.Ask(queue.Entry{ID: id, Session: session, Lock: req.Lock, Held: req.Held, Hint: req.Hint, YieldTo: req.YieldTo}) {
 		want = "deadlock"
 	} else {
-		_, yielded := r.model.Settle(nil)
+		yielded := r.settle()
 		i := r.model.Find(id)
 		switch {
 		case slices.ContainsFunc(yielded, func(e queue.Entry) bool { return e.ID == id }):
@@ -180,6 +205,7 @@ func (r *twin) replace(e queue.Entry) {
 		keep := backends.Keep{Lock: l, Hint: backends.Hint(r.rng.IntN(4))}
 		id := r.newID(e.Session)
 		to, ids = append(to, keep), append(ids, id)
+		r.wanted[id], r.tokens[id] = r.wanted[e.ID], r.tokens[e.ID]
 		args = append(args, id, encodeLock(l, keep.Hint))
 	}
 	args[3] = len(to)
@@ -203,7 +229,7 @@ func (r *twin) die() {
 		r.fail("%v", err)
 	}
 	r.model.DropSession(r.sessions[i])
-	r.model.Settle(nil)
+	r.settle()
 	alive := r.sessions[(i+1)%4]
 	if r.rng.IntN(2) == 0 {
 		id := r.newID(alive)
@@ -223,17 +249,27 @@ func (r *twin) compare() {
 		r.fail("%v, %v", err1, err2)
 	}
 	var queued []string
-	granted := 0
+	granted, last := 0, r.last
 	for _, e := range r.model {
 		if !e.Granted {
 			queued = append(queued, e.ID)
 			continue
 		}
 		granted++
-		if value := claims[e.ID]; !strings.HasPrefix(value, encodeLock(e.Lock, e.Hint)) {
+		value := claims[e.ID]
+		if !strings.HasPrefix(value, encodeLock(e.Lock, e.Hint)) {
 			r.fail("claim %s is %q at the server", e.ID, value)
 		}
+		if r.wanted[e.ID] && value[specLength] != '1' {
+			r.fail("claim %s is not contended at the server, though somebody waits for it", e.ID)
+		}
+		token, err := strconv.ParseUint(value[specLength+1:], 10, 64)
+		if was := r.tokens[e.ID]; err != nil || was != 0 && token != was || was == 0 && token <= r.last {
+			r.fail("claim %s has the token %d (%v), it had %d, and %d was given before", e.ID, token, err, was, r.last)
+		}
+		r.tokens[e.ID], last = token, max(last, token)
 	}
+	r.last = last
 	if granted != len(claims) || !slices.Equal(queued, waiting) {
 		r.fail("the server has claims %v and queue %v, the model %d claims and queue %v", claims, waiting, granted, queued)
 	}
