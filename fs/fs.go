@@ -92,6 +92,7 @@ func New(ctx context.Context, o Options) (*FileSystem, error) {
 			return o.Backend.Open(ctx, session)
 		},
 		Alone:            f.alone,
+		CatchUp:          catchUp,
 		UnavailableAfter: unavailableAfter(o.Config),
 		KeepIdle:         o.Config.KeepIdle,
 		Turn:             turn,

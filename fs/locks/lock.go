@@ -21,13 +21,12 @@ import (
 // Errors: backends.ErrWouldBlock, ErrDeadlock, ErrYield (Door Open only),
 // ErrUnavailable (not waiting requests only), ErrLost, ErrClosed.
 func (t *Table) Lock(ctx context.Context, r Request) error {
-	deadline := time.Now().Add(flushGrace)
+	deadline := time.Now().Add(flushLimit)
 	for {
 		s, err := t.begin(&r)
 		switch {
-		case s.freed != nil && time.Now().Before(deadline): // with nothing to do
-			// Only handles that were just closed are in the way.
-			waitFor(ctx, s.freed, time.Until(deadline))
+		case s.closing != nil && time.Now().Before(deadline): // with nothing to do
+			t.awaitRelease(ctx, s.closing)
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -55,8 +54,32 @@ type begun struct {
 	ask *ask
 	// work is to be performed.
 	work work
-	// freed comes with ErrWouldBlock where trying again soon makes sense.
-	freed <-chan struct{}
+	// closing comes with ErrWouldBlock where trying again soon makes sense.
+	closing *closing
+}
+
+// closing is what is in the way of a request that isn't to wait, where that are only handles of which a descriptor was closed: was it the
+// last, RELEASE is on its way.
+type closing struct {
+	freed   <-chan struct{} // closed when a lock on the name comes free
+	handles []uint64
+	since   []time.Time // FLUSH came
+}
+
+// awaitRelease waits for the RELEASEs that may be on their way, and notes of handles that there is none for. The kernel sends RELEASE before
+// close(2) returns; that it was read, but what read it does not run, is what CatchUp is for.
+func (t *Table) awaitRelease(ctx context.Context, c *closing) {
+	waitFor(ctx, c.freed, time.Until(slices.MaxFunc(c.since, time.Time.Compare).Add(flushGrace)))
+	if t.options.CatchUp != nil {
+		t.options.CatchUp(ctx, c.freed)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, h := range c.handles {
+		if t.flushed[h].Equal(c.since[i]) && ctx.Err() == nil {
+			delete(t.flushed, h)
+		}
+	}
 }
 
 // begin starts a request.
@@ -120,7 +143,7 @@ func (t *Table) enlist(n *name, w *waiter) (begun, error) {
 	switch {
 	case !w.Wait && !outside:
 		t.drop(n, w)
-		return begun{freed: t.soonFree(n, &w.Request)}, backends.ErrWouldBlock
+		return begun{closing: t.closing(n, &w.Request)}, backends.ErrWouldBlock
 	case w.Wait && w.Owner.Kind == Process && t.closesCircle(n, w):
 		t.drop(n, w)
 		return begun{}, backends.ErrDeadlock
@@ -138,22 +161,25 @@ func (t *Table) enlist(n *name, w *waiter) (begun, error) {
 	return s, nil
 }
 
-// soonFree returns a channel that is closed when a lock on the name comes
-// free, if all that is in the way belongs to handles that were just closed.
-func (t *Table) soonFree(n *name, r *Request) <-chan struct{} {
+// closing is not nil if all that is in the way belongs to handles of which a descriptor was closed.
+func (t *Table) closing(n *name, r *Request) *closing {
 	inTheWay := n.inTheWay(r)
 	if len(inTheWay) == 0 {
 		return nil // other waiters are
 	}
+	c := &closing{}
 	for _, h := range inTheWay {
-		if since, ok := t.flushed[h.handle]; !ok || time.Since(since) > flushGrace {
+		since, ok := t.flushed[h.handle]
+		if !ok {
 			return nil
 		}
+		c.handles, c.since = append(c.handles, h.handle), append(c.since, since)
 	}
 	if n.freed == nil {
 		n.freed = make(chan struct{})
 	}
-	return n.freed
+	c.freed = n.freed
+	return c
 }
 
 // letGo carries out the first step of a flock conversion: the existing lock is

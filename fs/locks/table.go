@@ -16,8 +16,10 @@ const (
 	// sends the request again where the signal's handler restarts calls.
 	keepPlace = 30 * time.Millisecond
 	// flushGrace is how long a request that is not to wait gives a handle
-	// whose descriptor was just closed to be released (RELEASE comes after close(2)).
+	// whose descriptor was just closed to be released (RELEASE comes after close(2)), on a machine that isn't busy.
 	flushGrace = 20 * time.Millisecond
+	// flushLimit bounds what a request that is not to wait spends on such handles.
+	flushLimit = time.Second
 )
 
 // Options are what a Table needs.
@@ -28,6 +30,9 @@ type Options struct {
 	// Alone reports whether the process is single-threaded and no other
 	// process has the lock file open; nil: never. Called without locks held, rarely.
 	Alone func(pid uint32, name string) bool
+	// CatchUp returns when all that this process had begun has had its turn on the processor: a RELEASE that it has
+	// read, for one. It returns early at the end of ctx and when done is closed. nil: that can't be known.
+	CatchUp func(ctx context.Context, done <-chan struct{})
 	// UnavailableAfter: how long a request that is not to wait tries, while
 	// no session can be had, and how long an unlock waits for the back end.
 	// 0: five seconds.
@@ -64,7 +69,8 @@ type Table struct {
 	waiting map[Owner][]*waiter
 	// lost are the handles that held a lock when a session was lost, until they are released.
 	lost map[uint64]bool
-	// flushed are the handles of which a descriptor was closed, and nothing heard since.
+	// flushed are the handles of which a descriptor was closed, and nothing heard since; nor is it known that
+	// the description lives on.
 	flushed map[uint64]time.Time
 	// warm are the names that may be kept idle, and those that were used a moment ago; idle is the time to
 	// look which have been so for too long.

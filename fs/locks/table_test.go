@@ -430,6 +430,42 @@ func TestJustClosedDescriptor(t *testing.T) {
 	})
 }
 
+// TestReleaseThatIsLate: a try waits for what the process has read and not begun, however long that takes, and only once for a descriptor
+// that was closed while another lives.
+func TestReleaseThatIsLate(t *testing.T) {
+	onNodes(t, 1, func(s *script) {
+		turns := make(chan struct{})
+		asked := 0
+		s.nodes[0].options.CatchUp = func(_ context.Context, done <-chan struct{}) {
+			asked++
+			select {
+			case <-turns:
+			case <-done:
+			}
+		}
+		s.now(0, flock(1, backends.Write, false), nil)
+		s.nodes[0].Flushed("x", 1)
+		time.Sleep(10 * flushGrace)
+		c := s.start(0, "next", flock(2, backends.Write, false))
+		time.Sleep(10 * flushGrace)
+		s.waits(c)
+		s.release(0, 1)
+		s.ended(nil, c)
+
+		s.nodes[0].Flushed("x", 2)
+		c = s.start(0, "third", flock(3, backends.Write, false))
+		time.Sleep(10 * flushGrace)
+		s.waits(c)
+		turns <- struct{}{} // all is done, and there was no RELEASE
+		s.ended(backends.ErrWouldBlock, c)
+		s.now(0, flock(3, backends.Write, false), backends.ErrWouldBlock)
+		if asked != 2 {
+			s.Errorf("asked %d times whether all is done", asked)
+		}
+		s.release(0, 2)
+	})
+}
+
 func TestGetlk(t *testing.T) {
 	onNodes(t, 2, func(s *script) {
 		s.now(0, fcntl(1, 1, bytesOf(2, 3, backends.Write), false), nil)
