@@ -3,6 +3,7 @@ package fs
 import (
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -10,18 +11,13 @@ import (
 func TestCatchUp(t *testing.T) {
 	crowd := 3 * runtime.NumCPU()
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(crowd + 2))
-	stop := make(chan struct{})
+	var stop atomic.Bool
 	var all sync.WaitGroup
 	defer all.Wait()
-	defer close(stop)
+	defer stop.Store(true)
 	for range crowd {
 		all.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
+			for !stop.Load() { // computes
 			}
 		})
 	}
