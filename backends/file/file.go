@@ -60,10 +60,19 @@ type Backend struct {
 	path, cluster string
 	log           *slog.Logger
 
-	renewing sync.Mutex // held by who makes an area anew
+	closing  chan struct{}  // closed by Close
+	renewals sync.WaitGroup // of the goroutine that makes an area anew
 
-	mu    sync.Mutex
-	areas []*area // the last one is in use; those before it were removed under their sessions
+	mu      sync.Mutex
+	areas   []*area  // the last one is in use; those before it were removed under their sessions
+	renewed *renewal // that of the one in use, while it is under way
+}
+
+// renewal is how an area that was removed is made anew.
+type renewal struct {
+	done chan struct{} // closed when a and err are set
+	a    *area
+	err  error
 }
 
 var _ backends.Backend = (*Backend)(nil)
@@ -77,7 +86,7 @@ func Open(ctx context.Context, cfg config.File, cluster string, log *slog.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	b := &Backend{path: cfg.Path, cluster: cluster, log: log}
+	b := &Backend{path: cfg.Path, cluster: cluster, log: log, closing: make(chan struct{})}
 	done := make(chan error, 1)
 	go func() { done <- b.open() }() // a dead mount can hang any call
 	select {
@@ -125,37 +134,74 @@ func (b *Backend) makeArea() (*area, error) {
 const noticeTime = time.Second
 
 // here returns the area that new sessions use. Where it was removed it is made anew, but
-// only when all its sessions have noticed: until then their holders believe that they hold.
+// only when all its sessions have noticed: until then their holders believe that they hold. That goes on when the caller
+// gives up: one who waits for less each time gets there too.
 func (b *Backend) here(ctx context.Context) (*area, error) {
 	a, err := b.inUse()
 	if err != nil || a.present() {
 		return a, err
 	}
-	timer := time.NewTimer(noticeTime * 3 / 2)
-	defer timer.Stop()
+	r := b.renewalOf(a)
 	select {
-	case <-timer.C:
-		return b.renew(a)
+	case <-r.done:
+		return r.a, r.err
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w: the directory was removed: %w", backends.ErrUnavailable, context.Cause(ctx))
 	}
 }
 
+// renewalOf returns the renewal of an area that is missing, begun where none is under way.
+func (b *Backend) renewalOf(removed *area) *renewal {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.renewed != nil {
+		return b.renewed
+	}
+	r := &renewal{done: make(chan struct{})}
+	select {
+	case <-b.closing:
+		r.err = errShut
+		close(r.done)
+		return r
+	default:
+	}
+	b.renewed = r
+	b.renewals.Go(func() {
+		defer close(r.done)
+		select {
+		case <-time.After(noticeTime * 3 / 2):
+		case <-b.closing:
+		}
+		r.a, r.err = b.renew(removed)
+	})
+	return r
+}
+
+var errShut = fmt.Errorf("%w: it was closed", backends.ErrUnavailable)
+
 func (b *Backend) inUse() (*area, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.areas) == 0 {
-		return nil, fmt.Errorf("%w: it was closed", backends.ErrUnavailable)
+		return nil, errShut
 	}
 	return b.areas[len(b.areas)-1], nil
 }
 
-// renew makes the area anew in place of one that was removed, unless somebody has already.
-func (b *Backend) renew(removed *area) (*area, error) {
-	b.renewing.Lock()
-	defer b.renewing.Unlock()
+// renew makes the area anew in place of one that was removed, unless that was done already.
+func (b *Backend) renew(removed *area) (made *area, err error) {
+	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.renewed = nil
+	}()
 	if a, err := b.inUse(); err != nil || a != removed {
 		return a, err
+	}
+	select {
+	case <-b.closing:
+		return nil, errShut
+	default:
 	}
 	a, err := b.makeArea()
 	if err != nil {
@@ -163,9 +209,6 @@ func (b *Backend) renew(removed *area) (*area, error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.areas) == 0 {
-		return nil, errors.Join(fmt.Errorf("%w: it was closed", backends.ErrUnavailable), a.close())
-	}
 	b.areas = append(b.areas, a)
 	b.log.Warn("the directory was removed and is made again; its locks are lost", "directory", b.path)
 	return a, nil
@@ -179,6 +222,8 @@ func (b *Backend) Local() bool { return true }
 
 // Close closes the directory.
 func (b *Backend) Close() error {
+	b.stop()
+	b.renewals.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var errs []error
@@ -187,6 +232,17 @@ func (b *Backend) Close() error {
 	}
 	b.areas = nil
 	return errors.Join(errs...)
+}
+
+// stop ends what waits.
+func (b *Backend) stop() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-b.closing:
+	default:
+		close(b.closing)
+	}
 }
 
 // diskName is how a component is stored: as it is where that is short and
