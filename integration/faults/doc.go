@@ -18,6 +18,7 @@
 //	disk_test.go       disks that are full, read-only, gone, under the file back end and under Redis
 //	history_test.go    from the records to grants
 //	check_test.go      what has to hold of grants; checker_test.go: that the checks find what does not
+//	refused_test.go    that no call is refused what nobody had; refusedcheck_test.go: that this is found
 //	crew_test.go       the workers of a run
 //	soak_test.go       the long runs, with the build tag soak: make soak
 //	plant_test.go      lockfs with a bug planted, which a run must find; the same tag
