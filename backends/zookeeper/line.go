@@ -67,9 +67,15 @@ func (l *line) isFirm(i int) bool {
 	return true
 }
 
-// find returns the index of the first entry of a session with this id, or -1.
-func (l *line) find(session, id string) int {
-	return slices.IndexFunc(l.nodes, func(n node) bool { return n.session == session && n.id == id })
+// entries returns where the entries of a session are, by id: of two with the same id the first.
+func (l *line) entries(session string) map[string]int {
+	at := map[string]int{}
+	for i := len(l.nodes) - 1; i >= 0; i-- {
+		if l.nodes[i].session == session {
+			at[l.nodes[i].id] = i
+		}
+	}
+	return at
 }
 
 // inTheWay returns the entries of other sessions behind which the waiting
@@ -80,26 +86,47 @@ func (l *line) find(session, id string) int {
 // It is empty where only requests of the own session are in the way; those
 // wait for others themselves, and are decided in the same pass as i.
 func (l *line) inTheWay(i int) (in []int, solid bool) {
-	x := l.state[i]
-	var ahead []bool
-	for j, y := range l.state {
-		if j == i || !x.Conflicts(y.Lock) || y.Granted && y.Session == x.Session || !y.Granted && j > i {
+	behind := l.behind(i)
+	for j := range l.state {
+		if !behind(j) {
 			continue
 		}
-		if !y.Granted {
-			if ahead == nil {
-				ahead = l.state.WaitingFor(i)
-			}
-			if ahead[j] {
-				continue
-			}
-		}
-		solid = solid || y.Granted || l.nodes[j].kind == waits
-		if y.Session != x.Session {
+		solid = solid || l.state[j].Granted || l.nodes[j].kind == waits
+		if l.state[j].Session != l.state[i].Session {
 			in = append(in, j)
 		}
 	}
 	return in, solid
+}
+
+// lastInTheWay returns the last of inTheWay, or -1: mostly the one just before i, however long the line is.
+func (l *line) lastInTheWay(i int) int {
+	behind := l.behind(i)
+	for j := len(l.state) - 1; j >= 0; j-- {
+		if l.state[j].Session != l.state[i].Session && behind(j) {
+			return j
+		}
+	}
+	return -1
+}
+
+// behind returns what reports whether the waiting entry i stands behind entry j.
+func (l *line) behind(i int) func(j int) bool {
+	x := &l.state[i]
+	var ahead []bool // asked for when it matters
+	return func(j int) bool {
+		y := &l.state[j]
+		if j == i || !y.Granted && j > i || y.Granted && y.Session == x.Session || !x.Conflicts(y.Lock) {
+			return false
+		}
+		if y.Granted || len(x.Held) == 0 {
+			return true
+		}
+		if ahead == nil {
+			ahead = l.state.WaitingFor(i)
+		}
+		return !ahead[j]
+	}
 }
 
 // deadlock reports whether entry i and one that waits before it wait for each other.

@@ -13,8 +13,9 @@ import (
 // view is what one look at the line has shown.
 type view struct {
 	*line
-	stat zk.Stat // of the lock's directory at that moment
-	told int32   // the directory's version up to which call-outs are known
+	stat zk.Stat        // of the lock's directory at that moment
+	told int32          // the directory's version up to which call-outs are known
+	own  map[string]int // where the session's own entries are, by id
 }
 
 // round looks at the line once and decides about all of the session's claims and
@@ -43,6 +44,7 @@ func (g *group) round() (acts []func()) {
 	nodes := g.parse(kids)
 	g.mourn(nodes)
 	v := &view{line: newLine(nodes), stat: *stat, told: stat.Version}
+	v.own = v.entries(s.id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	acts = g.strays(v)
@@ -135,12 +137,12 @@ func (g *group) decide(v *view, o *own) (acts []func()) {
 	if o.state != waiting && o.state != held {
 		return nil // left in the meantime
 	}
-	i := v.find(g.s.id, o.id)
+	i, there := v.own[o.id]
 	switch {
-	case i < 0 && o.state == held:
+	case !there && o.state == held:
 		g.lost(o)
 		return nil
-	case i < 0: // somebody has removed it; it stands in line anew
+	case !there: // somebody has removed it; it stands in line anew
 		o.state, o.czxid, o.name = entering, 0, ""
 		return []func(){func() { g.enter(o) }}
 	case o.name != v.nodes[i].name: // moveUp was carried out, but its answer lost
@@ -257,23 +259,23 @@ func (g *group) watchClaim(v *view, o *own, i int) []func() {
 // watches the last znode in its way, for it can't be granted while that is there. So a
 // release wakes those it lets in. s.mu is held.
 func (g *group) wait(v *view, o *own, i int) (acts []func()) {
-	in, _ := v.inTheWay(i)
 	if !o.called && o.kind == waits {
 		o.called = true
 		if o.queued != nil {
 			acts = append(acts, o.queued)
 		}
-		if g.unheard(v, i, in) {
+		if in, _ := v.inTheWay(i); g.unheard(v, i, in) {
 			acts = append(acts, func() { g.callOut(v) })
 		}
 	}
 	if o.yieldTo > 0 && !g.data {
 		acts = append(acts, func() { g.watchCalls(v) })
 	}
-	if len(in) == 0 {
+	at := v.lastInTheWay(i)
+	if at < 0 {
 		return acts // it waits for requests of this session only, which wait for others
 	}
-	if last := v.nodes[in[len(in)-1]].name; !g.nodes[last] {
+	if last := v.nodes[at].name; !g.nodes[last] {
 		g.nodes[last] = true
 		acts = append(acts, func() { g.watchNode(last) })
 	}
