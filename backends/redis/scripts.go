@@ -182,9 +182,7 @@ func (b *Backend) quick(ctx context.Context, s *goredis.Script, args ...any) (an
 	defer b.quickOnes.Add(-1)
 	defer keepPolling()
 	start := lease.Now()
-	ctx, cancel := context.WithTimeout(ctx, min(quickTime, b.timeout))
-	defer cancel()
-	a, err := b.eval(ctx, b.client, s, args...)
+	a, err := b.eval(until{ctx, time.Now().Add(min(quickTime, b.timeout))}, b.client, s, args...)
 	if errors.Is(err, backends.ErrUnavailable) {
 		if now := lease.Now(); now-start >= quickTime {
 			b.slowUntil.Store(int64(now + slowTime))
@@ -192,6 +190,20 @@ func (b *Backend) quick(ctx context.Context, s *goredis.Script, args ...any) (an
 		return answer{}, false, nil
 	}
 	return a, true, err
+}
+
+// until is a context that knows when it ends without a timer that ends it: the client's connection ends what is under way
+// by its own. A timer for each request would have to be told to the thread that waits for the network.
+type until struct {
+	context.Context
+	deadline time.Time
+}
+
+func (u until) Deadline() (time.Time, bool) {
+	if d, ok := u.Context.Deadline(); ok && d.Before(u.deadline) {
+		return d, true
+	}
+	return u.deadline, true
 }
 
 // keepPolling sees to it that some thread waits for the network. The one that was there until it got the answer for this

@@ -274,14 +274,24 @@ func (t *Table) got(n *name, a *ask, claim backends.Claim) {
 }
 
 // refuse ends a request that is not to wait, and was let in, but found an owner
-// on this node in its way.
+// on this node in its way. Its caller is told when what it was granted has been given back: it would be in others' way yet.
 func (t *Table) refuse(n *name, w *waiter) {
-	if !w.Wait && t.valid() && !w.decided() && slices.Contains(n.queue, w) {
-		n.remove(w)
-		w.decide(backends.ErrWouldBlock)
-		t.unlist(w)
-		t.settleAside(n)
+	if w.Wait || !t.valid() || w.decided() || !slices.Contains(n.queue, w) {
+		return
 	}
+	n.remove(w)
+	t.unlist(w)
+	todo := t.settle(n)
+	if todo.done == nil {
+		w.decide(backends.ErrWouldBlock)
+		return
+	}
+	go func() {
+		t.perform(context.Background(), todo)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		w.decide(backends.ErrWouldBlock)
+	}()
 }
 
 // current returns the session once there is one that holds; while there is none it waits, and a request that
