@@ -151,11 +151,9 @@ func (c *core) previous(w *waiter) <-chan struct{} {
 		return nil
 	}
 	var last <-chan struct{}
-	for _, list := range [...][]*waiter{c.queue, c.outside} { // who is inside for a turn comes before all who are outside
-		for _, o := range list {
-			if o != w && o.Wait && o.ask != nil && o.arrival < w.arrival && o.collides(&w.Request) {
-				last = o.ask.queued
-			}
+	for _, o := range c.outside {
+		if o != w && o.Wait && o.ask != nil && o.arrival < w.arrival && o.collides(&w.Request) {
+			last = o.ask.queued
 		}
 	}
 	return last
@@ -266,7 +264,7 @@ func (t *Table) got(n *name, a *ask, claim backends.Claim) {
 	waiters := a.waiters
 	a.waiters = nil
 	for _, w := range waiters {
-		w.ask, w.asked, w.inTurn = nil, true, false
+		w.ask, w.asked = nil, true
 		n.letIn(w)
 	}
 	t.settleAside(n)

@@ -51,8 +51,6 @@ type waiter struct {
 	ask *ask
 	// asked: the back end granted it; wentAhead: it was asked with locks that its owner keeps.
 	asked, wentAhead bool
-	// inTurn: it is in the queue for the node's turn only.
-	inTurn bool
 	// done is closed when the request is decided; then err says how.
 	done chan struct{}
 	err  error

@@ -121,7 +121,6 @@ func (t *Table) begin(r *Request) (begun, error) {
 	t.arrivals++
 	w := &waiter{Request: *r, arrival: t.arrivals, done: make(chan struct{})}
 	if valid && n.admit(r.Lock, len(n.queue)) && !n.blockedByOutside(r) {
-		w.inTurn = n.wantedOn(r.Lock)
 		n.queue = append(n.queue, w)
 		todo := t.settle(n)
 		if w.decided() {
@@ -154,9 +153,7 @@ func (t *Table) enlist(n *name, w *waiter) (begun, error) {
 	}
 	s := begun{w: w}
 	if outside {
-		if w.ask == nil { // else the turn ended while it came, and it is asked for already
-			s.ask = t.startAsk(n, w)
-		}
+		s.ask = t.startAsk(n, w)
 		if t.valid() {
 			s.work = t.trim(n) // what was kept idle is of no use
 		}

@@ -47,7 +47,7 @@ func (t *Table) wanted(event backends.Event) {
 		for i := range n.list {
 			n.list[i].Contended = true
 		}
-		for _, w := range n.all() {
+		for _, w := range n.outside {
 			if w.ask != nil {
 				w.ask.suspect = true
 			}
@@ -121,7 +121,7 @@ func (t *Table) leave(n *name) {
 		if w.ask != nil {
 			w.ask.leave(w)
 		}
-		w.asked, w.inTurn = false, false
+		w.asked = false
 		if t.lost[w.Handle] {
 			w.decide(ErrLost)
 			t.unlist(w)
