@@ -60,7 +60,7 @@ func (r *reach) out() <-chan struct{} {
 }
 
 func (r *reach) ask() {
-	for unreachable(r.try()) {
+	for r.life.Err() == nil && unreachable(r.try()) {
 		select {
 		case <-time.After(probePause):
 		case <-r.life.Done():
