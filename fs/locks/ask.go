@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -26,8 +27,8 @@ type ask struct {
 	// queued is closed, by ready, when the request stands in the back end's queue, or is over.
 	queued <-chan struct{}
 	ready  func()
-	// previous is closed when the one before it has its place; nil: there is none.
-	previous <-chan struct{}
+	// previous are closed, each, when those before it that it collides with have their places.
+	previous []<-chan struct{}
 	// sent: an attempt was made. Guarded by the table's mutex.
 	sent bool
 	// waited: it had to stand in the queue.
@@ -75,7 +76,7 @@ func (t *Table) drive(a *ask) (rest unfinished) {
 	t.mu.Lock()
 	session, valid := t.session, t.valid()
 	t.mu.Unlock()
-	if a.previous != nil || !valid {
+	if len(a.previous) > 0 || !valid {
 		go t.pursue(a)
 		return unfinished{}
 	}
@@ -101,7 +102,12 @@ func (t *Table) drive(a *ask) (rest unfinished) {
 // pursue asks until there is an answer or nobody is left who wants it.
 func (t *Table) pursue(a *ask) {
 	defer t.end(a)
-	waitFor(a.ctx, a.previous, time.Minute)
+	for _, placed := range a.previous {
+		select { // without a limit: what is sent out of its order would be held back for ever (awaitsEarlier)
+		case <-placed:
+		case <-a.ctx.Done():
+		}
+	}
 	for t.asked(a) {
 		a.rest()
 	}
@@ -116,17 +122,24 @@ func (t *Table) end(a *ask) {
 	t.asks.Done()
 }
 
-// join lets a waiter share the ask of the one before it, where both want the same and that has not been sent, for the
+// join lets a waiter share the ask of the last one before it, where both want the same and that has not been sent, for the
 // one before it is not answered yet: the slower the back end, the more share one. Or it came within
 // Options.Turn: so much later it may be served before others' requests that came in between.
 func (t *Table) join(n *name, w *waiter) bool {
-	i := slices.Index(n.outside, w) - 1
-	if i < 0 || !w.Wait || w.YieldTo != 0 {
+	if !w.Wait || w.YieldTo != 0 {
 		return false
 	}
-	o := n.outside[i]
-	a := o.ask
-	if a == nil || a.again || !a.request.Wait || a.request.Lock != w.Lock || a.request.Hint != w.hint() || a.request.YieldTo != 0 ||
+	var last *waiter
+	for o := range n.underWay(w) {
+		if last == nil || o.arrival > last.arrival {
+			last = o
+		}
+	}
+	if last == nil {
+		return false
+	}
+	a := last.ask
+	if a.again || !a.request.Wait || a.request.Lock != w.Lock || a.request.Hint != w.hint() || a.request.YieldTo != 0 ||
 		len(a.request.Held) > 0 || len(a.waiters) >= maxJoined || a.sent && time.Since(a.began) >= t.options.Turn || len(n.kept(&w.Request)) > 0 {
 		return false
 	}
@@ -144,19 +157,40 @@ func (a *ask) leave(w *waiter) {
 	}
 }
 
-// previous returns the channel that tells that the last waiter before w that
-// collides with it has its place in the back end's queue; nil where there is none.
-func (c *core) previous(w *waiter) <-chan struct{} {
+// previous returns the channels that tell when the waiters before w that collide with it have their places in the back end's
+// queue, of those that have not got them yet. All of them, not only the last: two readers do not wait for each other.
+func (c *core) previous(w *waiter) (all []<-chan struct{}) {
 	if !w.Wait {
 		return nil
 	}
-	var last <-chan struct{}
-	for _, o := range c.outside {
-		if o != w && o.Wait && o.ask != nil && o.arrival < w.arrival && o.collides(&w.Request) {
-			last = o.ask.queued
+	for o := range c.underWay(w) {
+		if placed := o.ask.queued; o.Wait && o.collides(&w.Request) && !closed(placed) && !slices.Contains(all, placed) {
+			all = append(all, placed)
 		}
 	}
-	return last
+	return all
+}
+
+// underWay goes through the waiters before w for whom the back end is being asked, also those that are inside for a turn.
+func (c *core) underWay(w *waiter) iter.Seq[*waiter] {
+	return func(yield func(*waiter) bool) {
+		for _, list := range [...][]*waiter{c.queue, c.outside} {
+			for _, o := range list {
+				if o.ask != nil && o.arrival < w.arrival && !yield(o) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // asked makes one attempt and carries out what it came to. It returns whether to try again.
@@ -264,7 +298,7 @@ func (t *Table) got(n *name, a *ask, claim backends.Claim) {
 	waiters := a.waiters
 	a.waiters = nil
 	for _, w := range waiters {
-		w.ask, w.asked = nil, true
+		w.ask, w.asked, w.inTurn = nil, true, false
 		n.letIn(w)
 	}
 	t.settleAside(n)

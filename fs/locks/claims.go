@@ -67,6 +67,7 @@ func (c *claims) startTurn(turn time.Duration) {
 // letInBefore lets those in who came before a newcomer that is about to be admitted, and for whom the back end was asked:
 // the claims that are there now will do for them as well. Else a newcomer would have to queue up behind
 // them, and a node that has several requests in the back end's queue could use no turn but for one lock each.
+// Their requests go on, for their places are theirs when the turn ends before they have been served (endTurn).
 // It reports whether there are any; then the name is to be settled.
 func (n *name) letInBefore(r *Request) (any bool) {
 	var stay []*waiter
@@ -76,11 +77,15 @@ func (n *name) letInBefore(r *Request) (any bool) {
 			stay = append(stay, w)
 			continue
 		}
-		w.ask.leave(w)
 		n.letIn(w)
-		any = true
+		w.inTurn, any = true, true
 	}
 	return any
+}
+
+// wantedOn reports whether another node waits for what the node has on a lock's bytes: who is admitted all the same is so for the turn only.
+func (c *claims) wantedOn(l backends.Lock) bool {
+	return slices.ContainsFunc(c.list, func(k backends.Claim) bool { return k.Overlaps(l.Range) && c.contended(&k) })
 }
 
 // have reports whether the node has a lock, wanted by others or not.

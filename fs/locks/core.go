@@ -18,7 +18,7 @@ type core struct {
 	// order of their admission.
 	queue []*waiter
 	// outside are the waiters that the node asks the back end for, in the
-	// order of their arrival. The back end decides in which order they are
+	// order of their arrival, which is that of their requests. The back end decides in which order they are
 	// admitted; they block nobody who is inside.
 	outside []*waiter
 	// of, where not nil, is the name that it belongs to: which gives each new lock its fencing token, and tells
@@ -42,6 +42,7 @@ type held struct {
 // waiter is a request that waits. Its fields are guarded by the table's mutex.
 type waiter struct {
 	Request
+	// arrival grows from each waiter to the next; of one that is asked for, it is so in the order of the requests.
 	arrival uint64
 	// suspended: its caller was interrupted; the place is kept until then,
 	// and nothing is granted meanwhile.
@@ -51,19 +52,14 @@ type waiter struct {
 	ask *ask
 	// asked: the back end granted it; wentAhead: it was asked with locks that its owner keeps.
 	asked, wentAhead bool
+	// inTurn: it is in the queue for the node's turn only (endTurn).
+	inTurn bool
 	// done is closed when the request is decided; then err says how.
 	done chan struct{}
 	err  error
 }
 
-func (w *waiter) decided() bool {
-	select {
-	case <-w.done:
-		return true
-	default:
-		return false
-	}
-}
+func (w *waiter) decided() bool { return closed(w.done) }
 
 func (w *waiter) decide(err error) {
 	w.err = err

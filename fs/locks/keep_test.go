@@ -202,17 +202,23 @@ func TestTurn(t *testing.T) {
 		other := s.start(1, "other", flock(1, backends.Write, true))
 		s.waits(other)
 		early := s.start(0, "early", flock(2, backends.Write, true))
-		time.Sleep(turn)
-		late := s.start(0, "late", flock(3, backends.Write, true))
-		s.waits(early, late)
+		s.waits(other, early)
 		s.unlock(0, 1)
 		s.ended(nil, early)
-		s.waits(other, late)
+		missed := s.start(0, "missed", flock(3, backends.Write, true)) // its turn to come is over before it has come
+		s.waits(other, missed)
+		time.Sleep(turn)
+		late := s.start(0, "late", flock(4, backends.Write, true))
+		s.waits(other, missed, late)
 		s.unlock(0, 2)
 		s.ended(nil, other)
+		s.waits(missed, late)
 		s.unlock(1, 1)
-		s.ended(nil, late)
+		s.ended(nil, missed)
+		s.waits(late)
 		s.unlock(0, 3)
+		s.ended(nil, late)
+		s.unlock(0, 4)
 		for _, n := range s.nodes {
 			if err := n.Close(t.Context()); err != nil {
 				t.Error(err)
@@ -337,6 +343,47 @@ func TestTurnIsForAllOfANode(t *testing.T) {
 		s.unlock(0, 20)
 		s.ended(nil, calls[2])
 		s.unlock(1, 12)
+		time.Sleep(time.Second)
+		for _, n := range s.nodes {
+			if err := n.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		s.m.requireEmpty(t)
+	})
+}
+
+// TestTurnEnds: who was let in for a node's turn and has not been served in it goes back to where it stood.
+func TestTurnEnds(t *testing.T) {
+	const turn = 10 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{T: t, m: newMemory()}
+		s.m.prompt = rand.IntN(2) == 0
+		for range 2 {
+			s.nodes = append(s.nodes, newTableWith(t, s.m, Options{Turn: turn}))
+		}
+		s.now(0, flock(1, backends.Write, true), nil)
+		var calls []*call
+		for i, node := range []int{1, 0, 1, 0} { // in the back end's queue in this order
+			calls = append(calls, s.start(node, fmt.Sprint("waiter ", i), flock(uint64(10+i), backends.Write, true)))
+			time.Sleep(2 * turn)
+		}
+		s.unlock(0, 1)
+		s.ended(nil, calls[0])
+		s.unlock(1, 10)
+		s.ended(nil, calls[1])
+		newcomer := s.start(0, "newcomer", flock(20, backends.Write, true))
+		s.waits(newcomer, calls[2], calls[3])
+		time.Sleep(2 * turn) // the lock is held for longer than the turn lasts
+		s.unlock(0, 11)
+		s.ended(nil, calls[2])
+		s.waits(newcomer, calls[3])
+		s.unlock(1, 12)
+		s.ended(nil, calls[3])
+		s.waits(newcomer)
+		s.unlock(0, 13)
+		s.ended(nil, newcomer)
+		s.unlock(0, 20)
 		time.Sleep(time.Second)
 		for _, n := range s.nodes {
 			if err := n.Close(t.Context()); err != nil {

@@ -111,6 +111,9 @@ func (t *Table) begin(r *Request) (begun, error) {
 		t.letGo(n, r)
 	}
 	t.taking(n)
+	if valid && len(n.queue) > 0 {
+		t.endTurn(n) // who has missed it came before this one
+	}
 	if valid && len(n.queue)+len(n.outside) == 0 && n.free(r) && n.admit(r.Lock, 0) {
 		n.set(r) // nobody waits, so nobody is overtaken
 		return begun{work: t.settle(n)}, nil
@@ -118,9 +121,9 @@ func (t *Table) begin(r *Request) (begun, error) {
 	if valid && len(n.outside) > 0 && n.admit(r.Lock, len(n.queue)) && n.letInBefore(r) {
 		t.settleAside(n)
 	}
-	t.arrivals++
-	w := &waiter{Request: *r, arrival: t.arrivals, done: make(chan struct{})}
+	w := &waiter{Request: *r, arrival: t.arrival(), done: make(chan struct{})}
 	if valid && n.admit(r.Lock, len(n.queue)) && !n.blockedByOutside(r) {
+		w.inTurn = n.wantedOn(r.Lock)
 		n.queue = append(n.queue, w)
 		todo := t.settle(n)
 		if w.decided() {
@@ -134,6 +137,12 @@ func (t *Table) begin(r *Request) (begun, error) {
 		n.outside = append(n.outside, w)
 	}
 	return t.enlist(n, w)
+}
+
+// arrival is the number of one who comes now.
+func (t *Table) arrival() uint64 {
+	t.arrivals++
+	return t.arrivals
 }
 
 // enlist decides whether a request that can't be granted yet may wait, and
@@ -153,7 +162,9 @@ func (t *Table) enlist(n *name, w *waiter) (begun, error) {
 	}
 	s := begun{w: w}
 	if outside {
-		s.ask = t.startAsk(n, w)
+		if w.ask == nil { // else its turn ended while it came
+			s.ask = t.startAsk(n, w)
+		}
 		if t.valid() {
 			s.work = t.trim(n) // what was kept idle is of no use
 		}

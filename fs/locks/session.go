@@ -1,9 +1,11 @@
 package locks
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,7 +49,7 @@ func (t *Table) wanted(event backends.Event) {
 		for i := range n.list {
 			n.list[i].Contended = true
 		}
-		for _, w := range n.outside {
+		for _, w := range n.all() {
 			if w.ask != nil {
 				w.ask.suspect = true
 			}
@@ -116,12 +118,13 @@ type lostLock struct {
 // ends those whose descriptor lost a lock.
 func (t *Table) leave(n *name) {
 	waiters := n.all()
+	slices.SortFunc(waiters, func(a, b *waiter) int { return cmp.Compare(a.arrival, b.arrival) })
 	n.queue, n.outside = nil, nil
 	for _, w := range waiters {
 		if w.ask != nil {
 			w.ask.leave(w)
 		}
-		w.asked = false
+		w.asked, w.inTurn = false, false
 		if t.lost[w.Handle] {
 			w.decide(ErrLost)
 			t.unlist(w)

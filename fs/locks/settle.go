@@ -2,6 +2,7 @@ package locks
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"lockfs/backends"
@@ -37,6 +38,7 @@ func (t *Table) settle(n *name) work {
 		return work{}
 	}
 	if len(n.queue)+len(n.outside) > 0 {
+		t.endTurn(n)
 		var room [2]*waiter
 		for _, w := range n.core.settle(room[:0]) {
 			t.unlist(w)
@@ -46,6 +48,38 @@ func (t *Table) settle(n *name) work {
 		n.queue, n.outside = nil, nil // most names never have a waiter again
 	}
 	return t.trim(n)
+}
+
+// endTurn puts those outside who were let in for the node's turn only and have not been served in it. Who has a place in the back
+// end's queue goes back to it; for the others the back end is asked now, and so they have arrived now.
+//
+// Invariant: once a turn is over it lets nobody on this node be served before those elsewhere who came earlier, however
+// long each of them holds the lock.
+func (t *Table) endTurn(n *name) {
+	if n.turn == 0 || clock() < n.turn {
+		return
+	}
+	for _, w := range slices.Clone(n.queue) {
+		if !w.inTurn || !w.Wait || w.decided() {
+			continue
+		}
+		n.remove(w)
+		w.inTurn = false
+		if w.ask == nil {
+			w.arrival = t.arrival()
+		}
+		at := slices.IndexFunc(n.outside, func(o *waiter) bool { return o.arrival > w.arrival })
+		if at < 0 {
+			at = len(n.outside)
+		}
+		n.outside = slices.Insert(n.outside, at, w)
+		if w.ask != nil {
+			continue
+		}
+		if a := t.startAsk(n, w); a != nil {
+			go t.pursue(a)
+		}
+	}
 }
 
 // settleAside is settle where nobody waits for the back end to know.

@@ -95,11 +95,12 @@ func (t *Table) watchWait(w *waiter) (end func()) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.options.Watcher.Waits(w.arrival, Holding{Name: w.Name, Handle: w.Handle, PID: w.PID})
+	call := w.arrival // it may get a new one
+	t.options.Watcher.Waits(call, Holding{Name: w.Name, Handle: w.Handle, PID: w.PID})
 	return func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		t.options.Watcher.WaitsNoMore(w.arrival)
+		t.options.Watcher.WaitsNoMore(call)
 	}
 }
 
