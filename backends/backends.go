@@ -170,6 +170,9 @@ type Request struct {
 	// not block. A node's requests that follow one another wait for it, so
 	// that they stand in the queue in their order.
 	Queued func()
+	// TakenBack, where not nil, is called once when nothing is left, neither a place nor a grant, of a request that was
+	// answered with the end of its context; before that its place may be in others' way. Not where the session is over. It must not block.
+	TakenBack func()
 	// YieldTo, where it is not 0, ends the request with ErrYield as soon as a
 	// claim in the way, held by another session, has at least this hint. With
 	// ByOpen, which is any claim that is known to be in use, it ends so also where it would

@@ -15,6 +15,7 @@ var cancelTests = []test{
 	{"at once, leaving nothing", testCancel},
 	{"the next in line gets in", testCancelLetsIn},
 	{"crossing with a grant", testCancelCrossing},
+	{"told when nothing is left", testTakenBack},
 	{"a context that has ended", testCancelledBefore},
 	{"hammer", testHammer},
 }
@@ -94,6 +95,44 @@ func testCancelCrossing(e *env) {
 		e.empty(name)
 	}
 	e.Logf("of 150 cancelled requests %d were granted first", got)
+}
+
+// testTakenBack: when TakenBack is called, once, nothing of the request is in anybody's way, wherever it was when its context ended.
+func testTakenBack(e *env) {
+	const name = "taken back"
+	p := e.peers(3)
+	var cancelled int
+	for range 150 {
+		c := p[0].get(name, writing)
+		told := make(chan struct{}, 10)
+		q := p[1].ask(name, backends.Request{Lock: writing, TakenBack: func() { told <- struct{}{} }})
+		time.Sleep(time.Duration(rand.IntN(1000)) * time.Microsecond)
+		var dropped sync.WaitGroup
+		dropped.Go(func() { p[0].drop(name, c) })
+		time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
+		q.cancel()
+		err := q.returns()
+		dropped.Wait()
+		switch {
+		case err == nil:
+			p[1].drop(name, q.claim)
+		case isCancelled(err):
+			cancelled++
+			select {
+			case <-told:
+			case <-time.After(patience):
+				e.Fatal("TakenBack was not called")
+			}
+		default:
+			e.Fatal(err)
+		}
+		p[2].drop(name, p[2].get(name, writing))
+		if len(told) > 0 {
+			e.Fatalf("TakenBack was called too often, for a request that ended with %v", err)
+		}
+	}
+	e.empty(name)
+	e.Logf("%d of 150 requests were taken back", cancelled)
 }
 
 func testCancelledBefore(e *env) {

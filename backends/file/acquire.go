@@ -64,13 +64,17 @@ func (s *session) acquire(ctx context.Context, w *waiter) (backends.Claim, error
 		if err == nil {
 			break
 		}
-		if ctx.Err() != nil || errors.Is(err, backends.ErrUnavailable) {
-			s.giveUp(w) // it may be under way still
+		switch { // it may be under way still
+		case ctx.Err() != nil:
+			s.giveUp(w, w.req.TakenBack)
+		case errors.Is(err, backends.ErrUnavailable):
+			s.giveUp(w, nil)
 		}
 		if !w.req.Wait || !errors.Is(err, backends.ErrUnavailable) || ctx.Err() != nil {
 			return backends.Claim{}, err
 		}
 		if !s.pause(ctx, wait) {
+			s.giveUp(w, w.req.TakenBack)
 			return backends.Claim{}, s.interrupted(ctx)
 		}
 		w = w.again()
@@ -83,7 +87,7 @@ func (s *session) acquire(ctx context.Context, w *waiter) (backends.Claim, error
 	case r := <-w.done:
 		return r.claim, r.err
 	case <-ctx.Done():
-		s.giveUp(w)
+		s.giveUp(w, w.req.TakenBack)
 		return backends.Claim{}, context.Cause(ctx)
 	case <-s.Done():
 		return backends.Claim{}, s.overErr()
@@ -182,8 +186,8 @@ func (t *txn) sessions() []string {
 }
 
 // giveUp drops a waiter's entry, whatever has become of it, in the
-// background and for as long as the session lives.
-func (s *session) giveUp(w *waiter) {
+// background and for as long as the session lives, and calls takenBack, which may be nil, when that is done.
+func (s *session) giveUp(w *waiter, takenBack func()) {
 	s.mu.Lock()
 	w.gaveUp = true
 	s.mu.Unlock()
@@ -201,6 +205,9 @@ func (s *session) giveUp(w *waiter) {
 		})
 		if err != nil && !errors.Is(err, backends.ErrSessionOver) {
 			s.log.Error("a request that was given up may stay in the queue", "name", w.name, "error", err)
+		}
+		if takenBack != nil {
+			takenBack()
 		}
 	}()
 }

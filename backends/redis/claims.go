@@ -28,7 +28,7 @@ type waiter struct {
 	out   outcome
 
 	phase   phase
-	gone    bool    // the caller has
+	gone    bool    // the caller has; whoever takes the request back then calls tellTakenBack
 	told    bool    // Queued was called
 	attempt int     // the last one sent
 	arrival string  // its place in the queue, where it has one
@@ -301,6 +301,8 @@ func (s *session) answered(w *waiter, a answer, epoch string, confirmed uint64) 
 			return false
 		case !delivered && a.outcome == "granted":
 			s.takeBack(w, false)
+		case !delivered:
+			s.tellTakenBack(w)
 		}
 	}
 	return true
@@ -400,6 +402,14 @@ func (s *session) outcome(epoch, id string, a answer) {
 func (s *session) takeBack(w *waiter, late bool) {
 	if _, err := s.try(s.ctx, nil, dropScript, w.name, w.id, flag(late)); err != nil && !errors.Is(err, backends.ErrSessionOver) {
 		s.log.Error("a lock request could not be taken back", "backend", s.b.where, "lock", w.name, "error", err)
+	}
+	s.tellTakenBack(w)
+}
+
+// tellTakenBack is for a request that nothing is left of, without mu.
+func (s *session) tellTakenBack(w *waiter) {
+	if w.TakenBack != nil && s.isGone(w) {
+		w.TakenBack()
 	}
 }
 

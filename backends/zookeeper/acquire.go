@@ -45,6 +45,7 @@ func (s *session) acquire(ctx context.Context, name string, req backends.Request
 		return backends.Claim{}, s.overError()
 	}
 	var err error
+	var takenBack func()
 	select {
 	case r := <-o.done:
 		if r.err == nil && !s.Valid() {
@@ -52,13 +53,13 @@ func (s *session) acquire(ctx context.Context, name string, req backends.Request
 		}
 		return r.claim, r.err
 	case <-ctx.Done():
-		err = context.Cause(ctx)
+		err, takenBack = context.Cause(ctx), req.TakenBack
 	case <-limit:
 		err = fmt.Errorf("%w: no answer within %v", backends.ErrUnavailable, s.b.cfg.Timeout)
 	case <-s.done:
 		return backends.Claim{}, s.overError()
 	}
-	g.abandon(o)
+	g.abandon(o, takenBack)
 	return backends.Claim{}, err
 }
 
@@ -72,14 +73,28 @@ func (s *session) overErrorSoon() error {
 	}
 }
 
-// abandon takes back a request whose caller has gone, at whatever point it is. Requests
-// on the way (entering, settling) see gaveUp when they are through.
-func (g *group) abandon(o *own) {
+// abandon takes back a request whose caller has gone, at whatever point it is, and calls takenBack, which may be nil, when that is
+// done. Requests on the way (entering, settling, leaving) see gaveUp when they are through.
+func (g *group) abandon(o *own, takenBack func()) {
 	g.s.mu.Lock()
-	defer g.s.mu.Unlock()
-	o.gaveUp = true
-	if o.state == waiting || o.state == held {
+	o.gaveUp, o.takenBack = true, takenBack
+	gone := g.mine[o.id] != o
+	if !gone && (o.state == waiting || o.state == held) {
 		g.leave(o, nil)
+	}
+	g.s.mu.Unlock()
+	if gone && takenBack != nil {
+		takenBack()
+	}
+}
+
+// tellTakenBack is for one that nothing is left of, without s.mu.
+func (g *group) tellTakenBack(o *own) {
+	g.s.mu.Lock()
+	takenBack := o.takenBack
+	g.s.mu.Unlock()
+	if takenBack != nil {
+		takenBack()
 	}
 }
 
@@ -102,13 +117,14 @@ func (g *group) leave(o *own, err error) {
 // left says that a request's znode is gone.
 func (g *group) left(o *own, err error) {
 	g.s.mu.Lock()
-	defer g.s.mu.Unlock()
 	g.forget(o)
 	// It may have been in the way of this session's own requests, which watch only others.
 	g.kick()
 	if err != nil {
 		o.done <- result{err: err}
 	}
+	g.s.mu.Unlock()
+	g.tellTakenBack(o)
 }
 
 // remove deletes a znode of the line. No two ever have the same name, so it can be
@@ -139,6 +155,8 @@ func (g *group) enter(o *own) {
 		g.forget(o)
 	case o.gaveUp:
 		g.leave(o, nil)
+		g.s.mu.Unlock()
+		return
 	default:
 		o.state = waiting
 		g.s.mu.Unlock()
@@ -146,6 +164,7 @@ func (g *group) enter(o *own) {
 		return
 	}
 	g.s.mu.Unlock()
+	g.tellTakenBack(o)
 }
 
 func (g *group) givenUp(o *own) bool {

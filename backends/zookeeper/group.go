@@ -43,6 +43,8 @@ type own struct {
 	state state
 	// gaveUp: whoever asked has gone; what becomes of it is to be taken back.
 	gaveUp bool
+	// takenBack is to be called then (backends.Request); it may be nil.
+	takenBack func()
 	czxid  int64 // of its znode, 0 while unknown
 	asked  bool  // whether it deadlocks has been looked at
 	called bool  // the holders in its way know of it
@@ -171,8 +173,8 @@ func (g *group) work() {
 }
 
 // strayed has the line looked at for znodes that nobody knows of, though
-// nothing else of this session may be in it; s.mu is held.
-func (g *group) strayed() {
+// nothing else of this session may be in it, and calls then, which may be nil, when they are gone; s.mu is held.
+func (g *group) strayed(then func()) {
 	g.s.goLocked(func() {
 		var kids []string
 		err := g.s.insist(func(c *zk.Conn) (err error) {
@@ -191,6 +193,9 @@ func (g *group) strayed() {
 		g.s.mu.Unlock()
 		for _, act := range acts {
 			act()
+		}
+		if then != nil {
+			then()
 		}
 	})
 }

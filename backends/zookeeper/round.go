@@ -220,7 +220,7 @@ func (g *group) settled(v *view, o *own, i int, err error, token func() uint64) 
 			// Under which name its znode is now may be unknown; the next look finds it.
 			o.state = leaving
 			g.forget(o)
-			g.strayed()
+			g.strayed(o.takenBack)
 		}
 		g.dirty = true
 	}
