@@ -8,7 +8,7 @@
 // Where docs/contract.md is tested, on two nodes and every back end:
 //
 //	flock, close, inheritance                flock_test.go
-//	fcntl and OFD locks, F_GETLK, all doors  fcntl_test.go
+//	fcntl and OFD locks, F_GETLK, all doors  fcntl_test.go, ranges_test.go
 //	open for writing                         open_test.go, auto_test.go
 //	O_EXCL, mkdir, O_CREAT, link, rename     create_test.go, dotlock_test.go
 //	waiting                                  waiting_test.go, cost_test.go
