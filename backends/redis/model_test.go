@@ -2,7 +2,9 @@ package redis
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -39,9 +41,14 @@ func seed(t *testing.T) uint64 {
 func TestScriptsFollowQueue(t *testing.T) {
 	server := testserver.Redis(t)
 	raw, b := rawClient(t, server), connect(t, server.Addr(), "test")
+	messages := raw.PSubscribe(t.Context(), prefix("test")+"c:?*") // not what all are told: who hears that counts
+	t.Cleanup(func() { _ = messages.Close() })
+	if _, err := messages.Receive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	seed := seed(t)
 	for round := range 150 {
-		r := &twin{T: t, raw: raw, b: b, rng: rand.New(rand.NewPCG(seed, uint64(round))), name: fmt.Sprintf("n%d", round), epoch: noEpoch,
+		r := &twin{T: t, raw: raw, b: b, messages: messages, rng: rand.New(rand.NewPCG(seed, uint64(round))), name: fmt.Sprintf("n%d", round), epoch: noEpoch,
 			plain: round % 3, wanted: map[string]bool{}, tokens: map[string]uint64{}}
 		for i := range 4 {
 			r.open(i)
@@ -62,6 +69,7 @@ type twin struct {
 	*testing.T
 	raw      *goredis.Client
 	b        *Backend
+	messages *goredis.PubSub // what all sessions are told
 	rng      *rand.Rand
 	name     string
 	sessions [4]string
@@ -168,9 +176,17 @@ func (r *twin) acquire() {
 			req.Held = append(req.Held, e.Lock)
 		}
 	}
+	r.ask(session, req)
+}
+
+// ask makes a request of both, and checks that it comes to the same.
+func (r *twin) ask(session string, req backends.Request) {
+	r.Helper()
 	id := r.newID(session)
 	r.note("acquire %s %+v", id, req)
-	got := r.eval(acquireScript, session, r.name, id, 1, flag(req.Wait), encodeRequest(req)).outcome
+	r.told()
+	a := r.eval(acquireScript, session, r.name, id, 1, flag(req.Wait), encodeRequest(req))
+	got := a.outcome
 	want := "granted"
 	if !r.model.Ask(queue.Entry{ID: id, Session: session, Lock: req.Lock, Held: req.Held, Hint: req.Hint, YieldTo: req.YieldTo}) {
 		want = "deadlock"
@@ -189,6 +205,46 @@ func (r *twin) acquire() {
 	}
 	if got != want {
 		r.fail("the script says %q, the model %q", got, want)
+	}
+	if got == "queued" {
+		r.compareWanted(session, req.Lock, "w "+a.text(1)+" "+r.name)
+		if last, err := r.raw.Get(r.Context(), prefix("test")+"seq").Result(); err != nil || last != a.text(1) {
+			r.fail("the last stamp is %s (%v), the request's %s", last, err, a.text(1))
+		}
+	}
+}
+
+// compareWanted checks that just those sessions were told who have claims in the way of a request that waits.
+func (r *twin) compareWanted(session string, lock backends.Lock, message string) {
+	r.Helper()
+	want := map[string]string{}
+	for _, e := range r.model {
+		if e.Granted && e.Session != session && e.Lock.Conflicts(lock) {
+			want[e.Session] = message
+		}
+	}
+	if got := r.told(); !maps.Equal(got, want) {
+		r.fail("the sessions were told %q, want %q", got, want)
+	}
+}
+
+// told returns what was told since the last call, by session.
+func (r *twin) told() map[string]string {
+	channel := prefix("test") + "c:"
+	if err := r.raw.Publish(r.Context(), channel+"end", "").Err(); err != nil {
+		r.fail("%v", err)
+	}
+	told := map[string]string{}
+	for {
+		m, err := r.messages.ReceiveMessage(r.Context())
+		if err != nil {
+			r.fail("%v", err)
+		}
+		session := strings.TrimPrefix(m.Channel, channel)
+		if session == "end" {
+			return told
+		}
+		told[session] += m.Payload // twice would be seen
 	}
 }
 
@@ -228,13 +284,19 @@ func (r *twin) die() {
 	if _, err := pipe.Exec(r.Context()); err != nil {
 		r.fail("%v", err)
 	}
+	// Where one of the dead waited, what it held back may be settled by who clears them away.
+	checked := !slices.ContainsFunc(r.model, func(e queue.Entry) bool { return !e.Granted && e.Session == r.sessions[i] })
 	r.model.DropSession(r.sessions[i])
 	r.settle()
 	alive := r.sessions[(i+1)%4]
 	if r.rng.IntN(2) == 0 {
-		id := r.newID(alive)
-		r.eval(acquireScript, alive, r.name, id, 1, "0", encodeRequest(backends.Request{Lock: r.lock(), YieldTo: 1}))
-		r.eval(changeScript, alive, r.name, id, 0)
+		if req := (backends.Request{Lock: r.lock(), YieldTo: 1}); checked {
+			r.ask(alive, req)
+		} else {
+			id := r.newID(alive)
+			r.eval(acquireScript, alive, r.name, id, 1, "0", encodeRequest(req))
+			r.eval(changeScript, alive, r.name, id, 0)
+		}
 	}
 	r.eval(reapScript, alive, "dead")
 	r.open(i)
@@ -245,8 +307,12 @@ func (r *twin) compare() {
 	r.Helper()
 	claims, err1 := r.raw.HGetAll(r.Context(), prefix("test")+"g:"+r.name).Result()
 	waiting, err2 := r.raw.ZRange(r.Context(), prefix("test")+"q:"+r.name, 0, -1).Result()
-	if err1 != nil || err2 != nil {
-		r.fail("%v, %v", err1, err2)
+	counts, err3 := r.raw.HGetAll(r.Context(), prefix("test")+"m:"+r.name).Result()
+	if err := errors.Join(err1, err2, err3); err != nil {
+		r.fail("%v", err)
+	}
+	if want := r.counts(); !maps.Equal(counts, want) {
+		r.fail("the server counts %v, want %v", counts, want)
 	}
 	var queued []string
 	granted, last := 0, r.last
@@ -273,6 +339,28 @@ func (r *twin) compare() {
 	if granted != len(claims) || !slices.Equal(queued, waiting) {
 		r.fail("the server has claims %v and queue %v, the model %d claims and queue %v", claims, waiting, granted, queued)
 	}
+}
+
+// counts is what the server is to count over the queue (lua/head.lua).
+func (r *twin) counts() map[string]string {
+	n := map[string]int{}
+	for _, e := range r.model {
+		if e.Granted {
+			continue
+		}
+		n["s"+e.Session]++
+		if len(e.Held) > 0 {
+			n["h"]++
+		}
+		if e.YieldTo > 0 {
+			n[strconv.Itoa(int(e.YieldTo))]++
+		}
+	}
+	counts := map[string]string{}
+	for what, n := range n {
+		counts[what] = strconv.Itoa(n)
+	}
+	return counts
 }
 
 // TestBrokenConnections: connections break all the time, under locks taken,
