@@ -79,9 +79,9 @@ type Session interface {
 	// Acquire asks for a claim.
 	//
 	// With req.Wait it waits in the name's queue for its turn. When ctx ends
-	// first it returns at once, and the session sees to it, in the
+	// first it returns ErrGivenUp at once, and the session sees to it, in the
 	// background and for as long as it lives, that neither the queue entry
-	// nor a grant that crosses with it stays behind.
+	// nor a grant that crosses with it stays behind (req.TakenBack).
 	//
 	// Without req.Wait it returns ErrWouldBlock where it would have to wait,
 	// and leaves nothing in the queue.
@@ -170,8 +170,8 @@ type Request struct {
 	// not block. A node's requests that follow one another wait for it, so
 	// that they stand in the queue in their order.
 	Queued func()
-	// TakenBack, where not nil, is called once when nothing is left, neither a place nor a grant, of a request that was
-	// answered with the end of its context; before that its place may be in others' way. Not where the session is over. It must not block.
+	// TakenBack, where not nil, is called once when nothing is left, neither a place nor a grant, of a request that ended with
+	// ErrGivenUp; until then it may be in others' way. Not where the session is over. It must not block.
 	TakenBack func()
 	// YieldTo, where it is not 0, ends the request with ErrYield as soon as a
 	// claim in the way, held by another session, has at least this hint. With

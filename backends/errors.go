@@ -16,6 +16,8 @@ var (
 	ErrYield = errors.New("held by an explicit lock call on another node")
 	// ErrSessionOver: the session is closed, or its lease is lost.
 	ErrSessionOver = errors.New("session is over")
+	// ErrGivenUp: the context ended while an Acquire was on its way or waited. It comes with that of the context.
+	ErrGivenUp = errors.New("given up")
 	// ErrUnavailable: the server can't be reached or does not answer in time.
 	ErrUnavailable = errors.New("back end out of reach")
 	// ErrRefused: the server answers, but refuses (password, permission, read-only).

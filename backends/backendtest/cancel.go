@@ -116,13 +116,14 @@ func testTakenBack(e *env) {
 		switch {
 		case err == nil:
 			p[1].drop(name, q.claim)
-		case isCancelled(err):
+		case errors.Is(err, backends.ErrGivenUp):
 			cancelled++
 			select {
 			case <-told:
 			case <-time.After(patience):
 				e.Fatal("TakenBack was not called")
 			}
+		case isCancelled(err): // before it was asked
 		default:
 			e.Fatal(err)
 		}

@@ -66,16 +66,18 @@ func (s *session) acquire(ctx context.Context, w *waiter) (backends.Claim, error
 		}
 		switch { // it may be under way still
 		case ctx.Err() != nil:
-			s.giveUp(w, w.req.TakenBack)
+			return backends.Claim{}, s.leave(ctx, w)
 		case errors.Is(err, backends.ErrUnavailable):
 			s.giveUp(w, nil)
 		}
-		if !w.req.Wait || !errors.Is(err, backends.ErrUnavailable) || ctx.Err() != nil {
+		if !w.req.Wait || !errors.Is(err, backends.ErrUnavailable) {
 			return backends.Claim{}, err
 		}
 		if !s.pause(ctx, wait) {
-			s.giveUp(w, w.req.TakenBack)
-			return backends.Claim{}, s.interrupted(ctx)
+			if ctx.Err() != nil {
+				return backends.Claim{}, s.leave(ctx, w)
+			}
+			return backends.Claim{}, s.overErr()
 		}
 		w = w.again()
 		ask = func() error { return s.transact(w.name, func(t *txn) error { return t.ask(w) }) }
@@ -87,8 +89,7 @@ func (s *session) acquire(ctx context.Context, w *waiter) (backends.Claim, error
 	case r := <-w.done:
 		return r.claim, r.err
 	case <-ctx.Done():
-		s.giveUp(w, w.req.TakenBack)
-		return backends.Claim{}, context.Cause(ctx)
+		return backends.Claim{}, s.leave(ctx, w)
 	case <-s.Done():
 		return backends.Claim{}, s.overErr()
 	}
@@ -97,13 +98,6 @@ func (s *session) acquire(ctx context.Context, w *waiter) (backends.Claim, error
 // again is the same request under another ID, after one that may be under way still was given up.
 func (w *waiter) again() *waiter {
 	return &waiter{id: rand.Text(), name: w.name, req: w.req, done: make(chan result, 1)}
-}
-
-func (s *session) interrupted(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return s.overErr()
 }
 
 // ask puts a waiter's entry into the queue. Its decision, now or later, comes through w.done.
@@ -183,6 +177,12 @@ func (t *txn) sessions() []string {
 		}
 	}
 	return ids
+}
+
+// leave takes a request back whose context has ended, and returns what Acquire is to return.
+func (s *session) leave(ctx context.Context, w *waiter) error {
+	s.giveUp(w, w.req.TakenBack)
+	return fmt.Errorf("%w: %w", backends.ErrGivenUp, context.Cause(ctx))
 }
 
 // giveUp drops a waiter's entry, whatever has become of it, in the

@@ -161,7 +161,7 @@ func (s *session) leave(w *waiter, cause error) outcome {
 	if waits { // else ask runs, and will see it
 		s.crew.do(func() { s.takeBack(w, false) })
 	}
-	return outcome{err: cause}
+	return outcome{err: fmt.Errorf("%w: %w", backends.ErrGivenUp, cause)}
 }
 
 // askQuickly makes the first attempt, and reports whether it was answered.

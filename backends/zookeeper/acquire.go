@@ -53,7 +53,7 @@ func (s *session) acquire(ctx context.Context, name string, req backends.Request
 		}
 		return r.claim, r.err
 	case <-ctx.Done():
-		err, takenBack = context.Cause(ctx), req.TakenBack
+		err, takenBack = fmt.Errorf("%w: %w", backends.ErrGivenUp, context.Cause(ctx)), req.TakenBack
 	case <-limit:
 		err = fmt.Errorf("%w: no answer within %v", backends.ErrUnavailable, s.b.cfg.Timeout)
 	case <-s.done:

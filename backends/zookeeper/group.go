@@ -45,11 +45,11 @@ type own struct {
 	gaveUp bool
 	// takenBack is to be called then (backends.Request); it may be nil.
 	takenBack func()
-	czxid  int64 // of its znode, 0 while unknown
-	asked  bool  // whether it deadlocks has been looked at
-	called bool  // the holders in its way know of it
-	queued func()
-	done   chan result
+	czxid     int64 // of its znode, 0 while unknown
+	asked     bool  // whether it deadlocks has been looked at
+	called    bool  // the holders in its way know of it
+	queued    func()
+	done      chan result
 
 	claim backends.Claim // state held
 	told  bool           // an event or Contended has said that it is wanted

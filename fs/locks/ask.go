@@ -16,7 +16,8 @@ import (
 // ask is a running request to the back end, for one waiter, or for several that want the same and came
 // before it was sent, or shortly after.
 //
-// Invariant: a waiter is in waiters as long as its ask is this one. When none is left, the ask ends.
+// Invariant: a waiter is in waiters as long as its ask is this one. When none is left, the ask ends, and from then until the back
+// end has nothing of it any more it is in the table's leaving: whoever lets go of the name waits for that, for others would be refused for it.
 type ask struct {
 	name    string
 	request backends.Request // Wait is the waiters' own
@@ -29,8 +30,10 @@ type ask struct {
 	ready  func()
 	// previous are closed, each, when those before it that it collides with have their places.
 	previous []<-chan struct{}
-	// sent: an attempt was made. Guarded by the table's mutex.
-	sent bool
+	// sent: an attempt was made. over: the back end has nothing of it any more but what it has answered. Guarded by the table's mutex.
+	sent, over bool
+	// gone, where not nil, is closed when it leaves the table's leaving.
+	gone chan struct{}
 	// waited: it had to stand in the queue.
 	waited atomic.Bool
 	// suspect: messages may have been lost since it began, so its claim may
@@ -55,7 +58,7 @@ func (t *Table) startAsk(n *name, w *waiter) *ask {
 	a := &ask{name: n.name, waiters: []*waiter{w}, began: time.Now(), ctx: ctx, cancel: cancel,
 		queued: queued, ready: sync.OnceFunc(func() { close(queued) })}
 	a.request = backends.Request{Lock: w.Lock, Wait: w.Wait, Held: n.kept(&w.Request), Hint: w.hint(), YieldTo: w.YieldTo,
-		Queued: func() { a.waited.Store(true); a.ready() }}
+		Queued: func() { a.waited.Store(true); a.ready() }, TakenBack: func() { t.takenBack(a) }}
 	w.ask, w.wentAhead = a, len(a.request.Held) > 0
 	a.previous = n.previous(w)
 	t.asks.Add(1)
@@ -148,15 +151,6 @@ func (t *Table) join(n *name, w *waiter) bool {
 	return true
 }
 
-// leave takes a waiter out of an ask, which ends with the last.
-func (a *ask) leave(w *waiter) {
-	a.waiters = slices.DeleteFunc(a.waiters, func(o *waiter) bool { return o == w })
-	w.ask = nil
-	if len(a.waiters) == 0 {
-		a.cancel()
-	}
-}
-
 // previous returns the channels that tell when the waiters before w that collide with it have their places in the back end's
 // queue, of those that have not got them yet. All of them, not only the last: two readers do not wait for each other.
 func (c *core) previous(w *waiter) (all []<-chan struct{}) {
@@ -205,8 +199,12 @@ func (t *Table) asked(a *ask) (again bool) {
 // send makes an attempt.
 func (t *Table) send(a *ask, session backends.Session) backends.Pending[backends.Claim] {
 	t.mu.Lock()
-	a.sent = true
+	left := len(a.waiters) == 0
+	a.sent = a.sent || !left
 	t.mu.Unlock()
+	if left {
+		return later[backends.Claim](func(context.Context) (backends.Claim, error) { return backends.Claim{}, context.Canceled })
+	}
 	return beginAcquire(session, a.name, a.attempt())
 }
 
@@ -234,6 +232,9 @@ func (t *Table) answered(a *ask, session backends.Session, p backends.Pending[ba
 	defer t.mu.Unlock()
 	if session != t.session { // the claim went with it
 		a.again = len(a.waiters) > 0
+		if !a.again {
+			t.isOver(a)
+		}
 		return a.again
 	}
 	n := t.name(a.name) // not that of the start: it may have been forgotten since
@@ -265,11 +266,14 @@ func (t *Table) outcome(a *ask, s backends.Session, p backends.Pending[backends.
 func (t *Table) failed(a *ask, err error) (again bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if !errors.Is(err, backends.ErrGivenUp) { // else TakenBack is called
+		t.isOver(a)
+	}
 	if len(a.waiters) == 0 {
 		return false
 	}
 	if errors.Is(err, backends.ErrSessionOver) || errors.Is(err, backends.ErrUnavailable) && a.request.Wait {
-		a.again = true
+		a.again, a.over = true, false
 		return true
 	}
 	if !a.request.Wait && errors.Is(err, backends.ErrDeadlock) {
@@ -301,7 +305,12 @@ func (t *Table) got(n *name, a *ask, claim backends.Claim) {
 		w.ask, w.asked, w.inTurn = nil, true, false
 		n.letIn(w)
 	}
-	t.settleAside(n)
+	todo := t.settle(n)
+	if len(waiters) == 0 {
+		go func() { t.perform(context.Background(), todo); t.takenBack(a) }()
+		return
+	}
+	t.aside(todo)
 	for _, w := range waiters {
 		t.refuse(n, w)
 	}

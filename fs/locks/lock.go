@@ -2,6 +2,7 @@ package locks
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -42,9 +43,22 @@ func (t *Table) Lock(ctx context.Context, r Request) error {
 			if s.ask != nil {
 				rest = t.drive(s.ask)
 			}
-			return t.await(ctx, s.w, rest)
+			err := t.await(ctx, s.w, rest)
+			if errors.Is(err, backends.ErrYield) {
+				t.perform(ctx, t.yielded(r.Name))
+			}
+			return err
 		}
 	}
+}
+
+// yielded is what an open that was let through leaves to be done: its request to the back end would be in others' way.
+func (t *Table) yielded(name string) work {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.name(name)
+	defer t.forget(n)
+	return work{leaving: t.inOthersWay(n)}
 }
 
 // begun is what a request has come to at first.
@@ -311,9 +325,7 @@ func (t *Table) drop(n *name, w *waiter) {
 
 // unlist ends what a waiter that is out of the lists has running.
 func (t *Table) unlist(w *waiter) {
-	if w.ask != nil {
-		w.ask.leave(w)
-	}
+	t.leaveAsk(w)
 	if w.Owner.Kind != Process || t.waiting[w.Owner] == nil {
 		return
 	}

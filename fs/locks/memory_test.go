@@ -153,8 +153,13 @@ func (s *memorySession) Acquire(ctx context.Context, name string, r backends.Req
 	case <-s.over:
 		return backends.Claim{}, backends.ErrSessionOver
 	case <-ctx.Done():
-		go s.Change(context.Background(), name, []backends.Change{{ID: e.ID}})
-		return backends.Claim{}, ctx.Err()
+		go func() {
+			s.Change(context.Background(), name, []backends.Change{{ID: e.ID}})
+			if r.TakenBack != nil {
+				r.TakenBack()
+			}
+		}()
+		return backends.Claim{}, fmt.Errorf("%w: %w", backends.ErrGivenUp, ctx.Err())
 	}
 }
 

@@ -3,6 +3,7 @@ package locks
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -20,7 +21,7 @@ type attempt[T any] struct {
 	ready    chan struct{} // closed when decided, but for the session's end
 	over     chan struct{} // closed when the request has ended, however it did
 	cancel   context.CancelFunc
-	takeBack func(T)
+	takeBack func(T, error) // what came of it where the caller has gone
 
 	mu    sync.Mutex
 	gone  bool
@@ -30,7 +31,7 @@ type attempt[T any] struct {
 }
 
 // attempted runs f, waiting for a moment or not at all.
-func attempted[T any](f func(ctx context.Context) (T, error), takeBack func(T)) *attempt[T] {
+func attempted[T any](f func(ctx context.Context) (T, error), takeBack func(T, error)) *attempt[T] {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &attempt[T]{ready: make(chan struct{}), over: make(chan struct{}), cancel: cancel, takeBack: takeBack}
 	go func() {
@@ -38,8 +39,8 @@ func attempted[T any](f func(ctx context.Context) (T, error), takeBack func(T)) 
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.value, p.err, p.ended = value, err, true
-		if p.gone && err == nil {
-			takeBack(value)
+		if p.gone {
+			takeBack(value, err)
 		}
 		if !errors.Is(err, backends.ErrSessionOver) {
 			close(p.ready)
@@ -75,17 +76,26 @@ func (p *attempt[T]) Result(ctx context.Context) (T, error) {
 	if !p.ended {
 		var none T
 		p.gone = true
-		return none, context.Cause(ctx)
+		return none, fmt.Errorf("%w: %w", backends.ErrGivenUp, context.Cause(ctx))
 	}
 	return p.value, p.err
 }
 
 func (s promptSession) BeginAcquire(name string, r backends.Request) backends.Pending[backends.Claim] {
 	return attempted(func(ctx context.Context) (backends.Claim, error) { return s.Acquire(ctx, name, r) },
-		func(c backends.Claim) { go s.Change(context.Background(), name, []backends.Change{{ID: c.ID}}) })
+		func(c backends.Claim, err error) {
+			go func() {
+				if err == nil {
+					s.Change(context.Background(), name, []backends.Change{{ID: c.ID}})
+				}
+				if r.TakenBack != nil && !errors.Is(err, backends.ErrGivenUp) { // else Acquire calls it
+					r.TakenBack()
+				}
+			}()
+		})
 }
 
 func (s promptSession) BeginChange(name string, changes []backends.Change) backends.Pending[[]backends.Claim] {
 	return attempted(func(ctx context.Context) ([]backends.Claim, error) { return s.Change(ctx, name, changes) },
-		func([]backends.Claim) {})
+		func([]backends.Claim, error) {})
 }

@@ -13,11 +13,10 @@ import (
 	"lockfs/backends"
 )
 
-// visitors knows who may have had or wanted what, and when: from before the call to the return of the unlock. An open that was let
-// through leaves its request to be taken back behind it, if that was on its way: it counts until that must be done.
+// visitors knows who may have had or wanted what, and when: from before the call to the return of the unlock, or of the call where it
+// did not get the lock.
 type visitors struct {
 	t    *testing.T
-	back time.Duration // the longest that a request takes to the back end and is taken back from there
 	mu   sync.Mutex
 	all  []*visit
 	free int // tries of what nobody had or wanted
@@ -37,13 +36,10 @@ func (v *visitors) come(r Request) *visit {
 	return here
 }
 
-func (v *visitors) went(here *visit, letThrough bool) {
+func (v *visitors) went(here *visit) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	here.to = time.Now()
-	if letThrough {
-		here.to = here.to.Add(v.back)
-	}
 }
 
 // tried judges the outcome of a call that did not wait.
@@ -87,7 +83,7 @@ func (v *visitors) visitor(table *Table, owner uint64, rounds int) {
 func (v *visitors) visit(table *Table, r Request) {
 	here := v.come(r)
 	err := table.Lock(context.Background(), r)
-	defer func() { v.went(here, errors.Is(err, backends.ErrYield)) }()
+	defer v.went(here)
 	if !r.Wait {
 		v.tried(here, err)
 	}
@@ -109,7 +105,7 @@ func TestFreeLockIsNotRefused(t *testing.T) {
 			m.prompt = rand.IntN(2) == 0
 			m.delay = time.Duration(rand.IntN(4)) * 5 * time.Millisecond
 			options := Options{KeepIdle: time.Duration(rand.IntN(3)) * 50 * time.Millisecond, Turn: time.Duration(rand.IntN(3)) * 3 * time.Millisecond}
-			v := &visitors{t: t, back: 4*m.delay + 10*time.Millisecond}
+			v := &visitors{t: t}
 			var tables []*Table
 			var all sync.WaitGroup
 			for range 3 {

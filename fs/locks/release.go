@@ -52,6 +52,7 @@ func (t *Table) lostByUnlock(handle uint64) error {
 // released follows up on locks that came free.
 func (t *Table) released(n *name) work {
 	todo := t.settle(n)
+	todo.leaving = t.inOthersWay(n)
 	if n.freed != nil {
 		close(n.freed)
 		n.freed = nil

@@ -83,6 +83,7 @@ func (t *Table) lose(session backends.Session) {
 		}
 		t.forget(n)
 	}
+	t.allOver()
 	if t.options.Watcher != nil {
 		t.options.Watcher.Until(backends.NoDeadline)
 	}
@@ -121,9 +122,7 @@ func (t *Table) leave(n *name) {
 	slices.SortFunc(waiters, func(a, b *waiter) int { return cmp.Compare(a.arrival, b.arrival) })
 	n.queue, n.outside = nil, nil
 	for _, w := range waiters {
-		if w.ask != nil {
-			w.ask.leave(w)
-		}
+		t.leaveAsk(w)
 		w.asked, w.inTurn = false, false
 		if t.lost[w.Handle] {
 			w.decide(ErrLost)
@@ -204,6 +203,9 @@ func (t *Table) Close(ctx context.Context) error {
 	}
 	err := session.Close(ctx)
 	t.changes.Wait() // each ends with the session
+	t.mu.Lock()
+	t.allOver()
+	t.mu.Unlock()
 	if err == nil && t.options.Watcher != nil {
 		t.options.Watcher.Until(backends.NoDeadline)
 	}

@@ -15,6 +15,8 @@ type work struct {
 	done <-chan struct{}
 	// change is to be carried out; nil: another one is at it, and this comes after it.
 	change *change
+	// leaving are requests that are being taken back (inOthersWay); only perform waits for them.
+	leaving []<-chan struct{}
 }
 
 // change is a Change for the back end.
@@ -110,7 +112,7 @@ func (t *Table) trim(n *name) work {
 	n.change = &change{n: n, session: t.session, changes: changes, done: make(chan struct{})}
 	n.claims.begin(changes)
 	t.changes.Add(1)
-	return work{n.change.done, n.change}
+	return work{done: n.change.done, change: n.change}
 }
 
 // perform does work and waits until the back end knows, or is out of reach and the session goes on trying, or ctx ends.
@@ -119,6 +121,9 @@ func (t *Table) perform(ctx context.Context, w work) {
 		t.carryOut(w.change)
 	}
 	waitFor(ctx, w.done, t.options.UnavailableAfter)
+	for _, gone := range w.leaving {
+		waitFor(ctx, gone, t.options.UnavailableAfter)
+	}
 }
 
 // aside does work in a goroutine of its own.

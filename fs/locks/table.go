@@ -67,6 +67,8 @@ type Table struct {
 	// waiting are the waits of processes, over all names: who could be part
 	// of a circle.
 	waiting map[Owner][]*waiter
+	// leaving are the requests that are being taken back from the back end, by name.
+	leaving map[string][]*ask
 	// lost are the handles that held a lock when a session was lost, until they are released.
 	lost map[uint64]bool
 	// flushed are the handles of which a descriptor was closed, and nothing heard since; nor is it known that
@@ -116,7 +118,7 @@ func New(ctx context.Context, options Options) (*Table, error) {
 	t := &Table{
 		options: options, log: log, stop: stop, ended: make(chan struct{}),
 		names: map[string]*name{}, session: session, news: make(chan struct{}),
-		waiting: map[Owner][]*waiter{}, lost: map[uint64]bool{}, flushed: map[uint64]time.Time{},
+		waiting: map[Owner][]*waiter{}, leaving: map[string][]*ask{}, lost: map[uint64]bool{}, flushed: map[uint64]time.Time{},
 		warm: map[*name]bool{}, idle: time.NewTimer(time.Hour),
 	}
 	t.idle.Stop()
