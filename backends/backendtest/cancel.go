@@ -109,7 +109,7 @@ func testTakenBack(e *env) {
 		time.Sleep(time.Duration(rand.IntN(1000)) * time.Microsecond)
 		var dropped sync.WaitGroup
 		dropped.Go(func() { p[0].drop(name, c) })
-		time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
+		time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond << rand.IntN(6)) // some engines take longer
 		q.cancel()
 		err := q.returns()
 		dropped.Wait()
@@ -133,7 +133,7 @@ func testTakenBack(e *env) {
 		}
 	}
 	e.empty(name)
-	e.Logf("%d of 150 requests were taken back", cancelled)
+	e.Logf("%d of 150 requests were taken back, the others granted", cancelled)
 }
 
 func testCancelledBefore(e *env) {
