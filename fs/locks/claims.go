@@ -228,6 +228,22 @@ func (n *name) sufficient(keep bool) bool {
 	}
 }
 
+// extent is a lock that excludes all that the claims do that are to be changed.
+func (c *claims) extent(changes []backends.Change) backends.Lock {
+	var all backends.Lock
+	for i := range c.list {
+		claim := &c.list[i]
+		switch {
+		case !slices.ContainsFunc(changes, func(ch backends.Change) bool { return ch.ID == claim.ID }):
+		case all.Mode == backends.None:
+			all = claim.Lock
+		default:
+			all.First, all.Last, all.Mode = min(all.First, claim.First), max(all.Last, claim.Last), max(all.Mode, claim.Mode)
+		}
+	}
+	return all
+}
+
 // begin takes out of the list what the changes give up, before the back end is
 // told: from here on nobody is admitted by it. What they keep stays, under
 // the old IDs.

@@ -17,20 +17,7 @@ const keepIdle = 100 * time.Millisecond
 // keeping runs a test on nodes that keep claims idle.
 func keeping(t *testing.T, nodes int, test func(s *script)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		s := &script{T: t, m: newMemory()}
-		s.m.prompt = rand.IntN(2) == 0
-		for range nodes {
-			s.nodes = append(s.nodes, newTableWith(t, s.m, Options{KeepIdle: keepIdle}))
-		}
-		test(s)
-		for _, n := range s.nodes {
-			if err := n.Close(t.Context()); err != nil {
-				t.Error(err)
-			}
-		}
-		s.m.requireEmpty(t)
-	})
+	onNodesWith(t, nodes, Options{KeepIdle: keepIdle}, test)
 }
 
 // cycles locks and unlocks n times through a handle.
@@ -193,11 +180,7 @@ func TestNeverRefusedWhileFree(t *testing.T) {
 // TestTurn: while another node waits, newcomers here go first only as long as the node's turn lasts.
 func TestTurn(t *testing.T) {
 	const turn = 10 * time.Millisecond
-	synctest.Test(t, func(t *testing.T) {
-		s := &script{T: t, m: newMemory()}
-		for range 2 {
-			s.nodes = append(s.nodes, newTableWith(t, s.m, Options{Turn: turn}))
-		}
+	onNodesWith(t, 2, Options{Turn: turn}, func(s *script) {
 		s.now(0, flock(1, backends.Write, true), nil)
 		other := s.start(1, "other", flock(1, backends.Write, true))
 		s.waits(other)
@@ -219,22 +202,12 @@ func TestTurn(t *testing.T) {
 		s.unlock(0, 3)
 		s.ended(nil, late)
 		s.unlock(0, 4)
-		for _, n := range s.nodes {
-			if err := n.Close(t.Context()); err != nil {
-				t.Error(err)
-			}
-		}
-		s.m.requireEmpty(t)
 	})
 }
 
 // TestWaitersShareARequest: those who come shortly after each other stand in the back end's queue once, and go when the last goes.
 func TestWaitersShareARequest(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &script{T: t, m: newMemory()}
-		for range 2 {
-			s.nodes = append(s.nodes, newTableWith(t, s.m, Options{Turn: time.Second}))
-		}
+	onNodesWith(t, 2, Options{Turn: time.Second}, func(s *script) {
 		s.now(0, flock(1, backends.Write, true), nil)
 		var calls []*call
 		for i := range 20 {
@@ -262,22 +235,12 @@ func TestWaitersShareARequest(t *testing.T) {
 			t.Errorf("%d entries, want the holder only", n)
 		}
 		s.unlock(0, 1)
-		for _, n := range s.nodes {
-			if err := n.Close(t.Context()); err != nil {
-				t.Error(err)
-			}
-		}
-		s.m.requireEmpty(t)
 	})
 }
 
 // TestWaitersShareWhileTheBackEndIsSlow: those who come while the one before them has not got its answer stand in the queue once.
 func TestWaitersShareWhileTheBackEndIsSlow(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &script{T: t, m: newMemory()}
-		for range 2 {
-			s.nodes = append(s.nodes, newTable(t, s.m))
-		}
+	onNodes(t, 2, func(s *script) {
 		s.now(0, flock(1, backends.Write, true), nil)
 		s.m.acquires = make(chan struct{})
 		var calls []*call
@@ -302,12 +265,6 @@ func TestWaitersShareWhileTheBackEndIsSlow(t *testing.T) {
 			s.ended(nil, c)
 			s.unlock(1, uint64(i+1))
 		}
-		for _, n := range s.nodes {
-			if err := n.Close(t.Context()); err != nil {
-				t.Error(err)
-			}
-		}
-		s.m.requireEmpty(t)
 	})
 }
 
@@ -315,12 +272,7 @@ func TestWaitersShareWhileTheBackEndIsSlow(t *testing.T) {
 // had to be asked for.
 func TestTurnIsForAllOfANode(t *testing.T) {
 	const turn = 10 * time.Millisecond
-	synctest.Test(t, func(t *testing.T) {
-		s := &script{T: t, m: newMemory()}
-		s.m.prompt = rand.IntN(2) == 0
-		for range 2 {
-			s.nodes = append(s.nodes, newTableWith(t, s.m, Options{Turn: turn}))
-		}
+	onNodesWith(t, 2, Options{Turn: turn}, func(s *script) {
 		s.now(0, flock(1, backends.Write, true), nil)
 		var calls []*call
 		for i, node := range []int{1, 0, 1, 0} { // in the back end's queue in this order
@@ -343,25 +295,13 @@ func TestTurnIsForAllOfANode(t *testing.T) {
 		s.unlock(0, 20)
 		s.ended(nil, calls[2])
 		s.unlock(1, 12)
-		time.Sleep(time.Second)
-		for _, n := range s.nodes {
-			if err := n.Close(t.Context()); err != nil {
-				t.Error(err)
-			}
-		}
-		s.m.requireEmpty(t)
 	})
 }
 
 // TestTurnEnds: who was let in for a node's turn and has not been served in it goes back to where it stood.
 func TestTurnEnds(t *testing.T) {
 	const turn = 10 * time.Millisecond
-	synctest.Test(t, func(t *testing.T) {
-		s := &script{T: t, m: newMemory()}
-		s.m.prompt = rand.IntN(2) == 0
-		for range 2 {
-			s.nodes = append(s.nodes, newTableWith(t, s.m, Options{Turn: turn}))
-		}
+	onNodesWith(t, 2, Options{Turn: turn}, func(s *script) {
 		s.now(0, flock(1, backends.Write, true), nil)
 		var calls []*call
 		for i, node := range []int{1, 0, 1, 0} { // in the back end's queue in this order
@@ -384,12 +324,5 @@ func TestTurnEnds(t *testing.T) {
 		s.unlock(0, 13)
 		s.ended(nil, newcomer)
 		s.unlock(0, 20)
-		time.Sleep(time.Second)
-		for _, n := range s.nodes {
-			if err := n.Close(t.Context()); err != nil {
-				t.Error(err)
-			}
-		}
-		s.m.requireEmpty(t)
 	})
 }

@@ -44,12 +44,27 @@ func (t *Table) Lock(ctx context.Context, r Request) error {
 				rest = t.drive(s.ask)
 			}
 			err := t.await(ctx, s.w, rest)
-			if errors.Is(err, backends.ErrYield) {
+			switch {
+			case err == nil:
+				t.perform(ctx, t.roomMade(&r))
+			case errors.Is(err, backends.ErrYield):
 				t.perform(ctx, t.yielded(r.Name))
 			}
 			return err
 		}
 	}
+}
+
+// roomMade is what has to be done before the caller is told of a lock that it had to wait for, however shortly: those here who were in its way
+// have gone, and it may say so to somebody on another node, who must not be refused what they had. What excludes no more than
+// this lock itself does can wait.
+func (t *Table) roomMade(r *Request) work {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.names[r.Name]; n != nil && n.givesBackBeside(r.Lock) {
+		return t.trim(n)
+	}
+	return work{}
 }
 
 // yielded is what an open that was let through leaves to be done: its request to the back end would be in others' way.

@@ -44,6 +44,14 @@ type memorySession struct {
 	waiting map[string]chan result // by entry
 }
 
+// memorySessionOf returns the session that a table has.
+func memorySessionOf(t *Table) *memorySession {
+	if p, ok := t.session.(promptSession); ok {
+		return p.memorySession
+	}
+	return t.session.(*memorySession)
+}
+
 type result struct {
 	entry queue.Entry
 	err   error

@@ -49,7 +49,7 @@ func attempted[T any](f func(ctx context.Context) (T, error), takeBack func(T, e
 	}()
 	select {
 	case <-p.over:
-	case <-time.After(rand.N(3 * time.Millisecond)):
+	case <-time.After(rand.N(time.Millisecond)): // less than script.start waits
 	}
 	return p
 }

@@ -24,6 +24,7 @@ type change struct {
 	n       *name
 	session backends.Session
 	changes []backends.Change
+	had     backends.Lock // all that is changed, and what lies between
 	done    chan struct{}
 	// again, where not nil, is closed when what came up meanwhile has been carried out too.
 	again chan struct{}
@@ -109,10 +110,23 @@ func (t *Table) trim(n *name) work {
 	if len(changes) == 0 {
 		return work{}
 	}
-	n.change = &change{n: n, session: t.session, changes: changes, done: make(chan struct{})}
+	n.change = &change{n: n, session: t.session, changes: changes, had: n.extent(changes), done: make(chan struct{})}
 	n.claims.begin(changes)
 	t.changes.Add(1)
 	return work{done: n.change.done, change: n.change}
+}
+
+// givesBackBeside reports whether something is being given back, or is about to be, that excludes more than a lock does.
+func (n *name) givesBackBeside(l backends.Lock) bool {
+	within := func(claim backends.Lock) bool { return l.Mode >= claim.Mode && l.Contains(claim.Range) }
+	switch {
+	case n.change == nil:
+		return false
+	case !within(n.change.had):
+		return true
+	default: // what comes after the change may concern any
+		return n.change.again != nil && slices.ContainsFunc(n.list, func(k backends.Claim) bool { return !within(k.Lock) })
+	}
 }
 
 // perform does work and waits until the back end knows, or is out of reach and the session goes on trying, or ctx ends.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
@@ -25,12 +26,21 @@ type script struct {
 // onNodes runs a test on so many nodes of a cluster in this process.
 func onNodes(t *testing.T, nodes int, test func(s *script)) {
 	t.Helper()
+	onNodesWith(t, nodes, Options{}, test)
+}
+
+// onNodesWith is onNodes with tables that have these options. The sessions make the first attempt in the caller's
+// goroutine, or not.
+func onNodesWith(t *testing.T, nodes int, options Options, test func(s *script)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := &script{T: t, m: newMemory()}
+		s.m.prompt = rand.IntN(2) == 0
 		for range nodes {
-			s.nodes = append(s.nodes, newTable(t, s.m))
+			s.nodes = append(s.nodes, newTableWith(t, s.m, options))
 		}
 		test(s)
+		time.Sleep(time.Second) // virtual: what was given up is taken back
 		for _, n := range s.nodes {
 			if err := n.Close(t.Context()); err != nil {
 				t.Error(err)
@@ -499,7 +509,7 @@ func TestLostSession(t *testing.T) {
 		waiter := s.start(0, "waiter", flock(3, backends.Write, true))
 		other := s.start(1, "other node", flock(9, backends.Write, true))
 		s.waits(upgrade, waiter, other)
-		s.nodes[0].session.(*memorySession).end()
+		memorySessionOf(s.nodes[0]).end()
 		s.ended(ErrLost, upgrade)
 		s.ended(nil, other)
 		if !s.nodes[0].Lost(1) || !s.nodes[0].Lost(2) || s.nodes[0].Lost(3) {
