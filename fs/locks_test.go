@@ -216,7 +216,7 @@ func TestInterrupts(t *testing.T) {
 		for _, node := range []int{0, 1} {
 			// ALRM comes after 200 ms, its handler restarts nothing.
 			perl := `use POSIX; use Time::HiRes qw(ualarm time); my $p = shift;
-				sigaction(SIGALRM, POSIX::SigAction->new(sub { $at = time })); ualarm(200000);
+				sigaction(SIGALRM, POSIX::SigAction->new(sub { $at = time })); ualarm(200000, 500000); # again, were the first one too early
 				my $ok = do {` + script + `}; my $e = $!;
 				printf "%s %d\n", $ok ? "ok" : $e+0, (time - $at) * 1000;`
 			out, err := exec.Command("perl", "-e", perl, c.on(node, "x")).CombinedOutput()
