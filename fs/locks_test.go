@@ -24,6 +24,13 @@ func open(t *testing.T, path string, flags int) int {
 	return fd
 }
 
+// touch makes a file that nobody has opened for writing: such an open's lock may be there for a moment after its close,
+// which another node can't know of.
+func touch(t *testing.T, path string) {
+	t.Helper()
+	must(t, syscall.Mknod(path, syscall.S_IFREG|0o644, 0))
+}
+
 func flockNB(fd, how int) error { return syscall.Flock(fd, how|syscall.LOCK_NB) }
 
 func fcntl(fd, cmd int, typ int16, start, length int64) error {
@@ -50,7 +57,7 @@ func TestFlock(t *testing.T) {
 		a, b := open(t, c.on(i, name), syscall.O_RDONLY), open(t, c.on(j, name), syscall.O_RDONLY)
 		defer syscall.Close(b)
 		check(t, "share", flockNB(a, sh), 0)
-		check(t, "share too", flockNB(b, sh), 0)
+		check(t, "share too", flockNB(b, sh), 0) // what the file's maker had has gone, or the first would not share
 		check(t, "upgrade beside a reader", flockNB(b, ex), syscall.EWOULDBLOCK)
 		check(t, "unlock", syscall.Flock(a, un), 0)
 		check(t, "write lock", flockNB(b, ex), 0)
@@ -183,7 +190,7 @@ func TestPolicies(t *testing.T) {
 	syscall.Close(a)
 
 	// skip: who may not write the file gets success and no lock.
-	must(t, os.WriteFile(c.on(0, "skip/x"), nil, 0o644))
+	touch(t, c.on(0, "skip/x"))
 	must(t, os.Chmod(c.on(0, "skip"), 0o777))
 	script := fmt.Sprintf("exec 9<%s; flock -n 9 && echo locked", c.on(0, "skip/x"))
 	a = open(t, c.on(1, "skip/x"), syscall.O_RDONLY)
@@ -234,7 +241,7 @@ func TestInterrupts(t *testing.T) {
 
 func TestKilledHolderAndWaiter(t *testing.T) {
 	c := mount(t, 2)
-	must(t, os.WriteFile(c.on(0, "x"), nil, 0o666))
+	touch(t, c.on(0, "x"))
 	holder := exec.Command("flock", c.on(0, "x"), "sleep", "1000")
 	holder.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	must(t, holder.Start())

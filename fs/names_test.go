@@ -82,7 +82,9 @@ func TestLinkAsDotlockProgramsDo(t *testing.T) {
 	c := mount(t, 2)
 	for i := range 50 {
 		tmp, lock := c.on(i%2, "tmp"), c.on(i%2, "lock")
-		fd, err := syscall.Open(tmp, syscall.O_CREAT|syscall.O_EXCL|syscall.O_WRONLY, 0o600)
+		fd, err := retried(func() (int, error) { // its lock may be another node's for a moment yet
+			return syscall.Open(tmp, syscall.O_CREAT|syscall.O_EXCL|syscall.O_WRONLY, 0o600)
+		})
 		must(t, err)
 		must(t, syscall.Link(tmp, lock))
 		var byFd syscall.Stat_t
