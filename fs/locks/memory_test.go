@@ -282,11 +282,6 @@ func (m *memory) requireEmpty(t *testing.T) {
 	}
 }
 
-func newTable(t *testing.T, m *memory) *Table {
-	t.Helper()
-	return newTableWith(t, m, Options{})
-}
-
 func newTableWith(t *testing.T, m *memory, options Options) *Table {
 	t.Helper()
 	options.Open = m.open
