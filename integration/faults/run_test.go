@@ -271,8 +271,10 @@ func mayFail(what, backend string) bool {
 	how, errno, _ := strings.Cut(what, " ")
 	if opening, ok := strings.CutPrefix(how, "open-"); ok {
 		// An open looks for the file as well, and says EIO where the back end does not answer; and what it took can be lost before
-		// the lock call that follows.
-		return errno == "EIO" || mayFail(opening+" "+errno, backend)
+		// the lock call that follows. One that creates the name does not wait for a back end that goes meanwhile, and where
+		// names can be lost, opens create them.
+		creates := backend == "redis" || backend == onSentinel
+		return errno == "EIO" || creates && errno == "ENOLCK" || mayFail(opening+" "+errno, backend)
 	}
 	switch {
 	case backend == onFile && (errno == "ENOSPC" || errno == "EROFS") || backend == onSmallDisk && errno == "ENOSPC":
