@@ -17,7 +17,7 @@ func (f *FileSystem) token(in *fuse.InHeader) (token string, held bool, err erro
 	if err != nil {
 		return "", false, err
 	}
-	t, held := f.table.Token(name, in.Pid)
+	t, held := f.table.Token(name, processOf(in.Pid)) // a thread may ask that did not lock
 	return strconv.FormatUint(t, 10), held, nil
 }
 
