@@ -268,17 +268,23 @@ func TestWaitersShareWhileTheBackEndIsSlow(t *testing.T) {
 	})
 }
 
+// queueInTurn has node 0 hold the lock, and nodes 1, 0, 1, 0 in the back end's queue in this order.
+func (s *script) queueInTurn(turn time.Duration) (calls []*call) {
+	s.Helper()
+	s.now(0, flock(1, backends.Write, true), nil)
+	for i, node := range []int{1, 0, 1, 0} {
+		calls = append(calls, s.start(node, fmt.Sprint("waiter ", i), flock(uint64(10+i), backends.Write, true)))
+		time.Sleep(2 * turn)
+	}
+	return calls
+}
+
 // TestTurnIsForAllOfANode: a newcomer that goes first in its node's turn takes those with it who came before it on the node, and
 // had to be asked for.
 func TestTurnIsForAllOfANode(t *testing.T) {
 	const turn = 10 * time.Millisecond
 	onNodesWith(t, 2, Options{Turn: turn}, func(s *script) {
-		s.now(0, flock(1, backends.Write, true), nil)
-		var calls []*call
-		for i, node := range []int{1, 0, 1, 0} { // in the back end's queue in this order
-			calls = append(calls, s.start(node, fmt.Sprint("waiter ", i), flock(uint64(10+i), backends.Write, true)))
-			time.Sleep(2 * turn)
-		}
+		calls := s.queueInTurn(turn)
 		s.waits(calls...)
 		s.unlock(0, 1)
 		s.ended(nil, calls[0])
@@ -302,12 +308,7 @@ func TestTurnIsForAllOfANode(t *testing.T) {
 func TestTurnEnds(t *testing.T) {
 	const turn = 10 * time.Millisecond
 	onNodesWith(t, 2, Options{Turn: turn}, func(s *script) {
-		s.now(0, flock(1, backends.Write, true), nil)
-		var calls []*call
-		for i, node := range []int{1, 0, 1, 0} { // in the back end's queue in this order
-			calls = append(calls, s.start(node, fmt.Sprint("waiter ", i), flock(uint64(10+i), backends.Write, true)))
-			time.Sleep(2 * turn)
-		}
+		calls := s.queueInTurn(turn)
 		s.unlock(0, 1)
 		s.ended(nil, calls[0])
 		s.unlock(1, 10)

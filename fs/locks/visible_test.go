@@ -11,13 +11,10 @@ import (
 // TestGrantShowsWhatWentBefore: who got a lock because another owner on this node has gone may say so on another
 // node: there nobody is refused for the sake of the one that has gone.
 func TestGrantShowsWhatWentBefore(t *testing.T) {
-	bytes := func(first, last uint64, mode backends.Mode) backends.Lock {
-		return backends.Lock{Range: backends.Range{First: first, Last: last}, Mode: mode}
-	}
 	for what, locks := range map[string]struct{ gone, mine, theirs backends.Lock }{
 		"shared":      {whole(backends.Write), whole(backends.Read), whole(backends.Read)},
-		"other bytes": {whole(backends.Write), bytes(0, 9, backends.Write), bytes(10, 19, backends.Write)},
-		"less":        {bytes(0, 19, backends.Read), bytes(0, 9, backends.Write), bytes(10, 19, backends.Write)},
+		"other bytes": {whole(backends.Write), bytesOf(0, 9, backends.Write), bytesOf(10, 19, backends.Write)},
+		"less":        {bytesOf(0, 19, backends.Read), bytesOf(0, 9, backends.Write), bytesOf(10, 19, backends.Write)},
 	} {
 		for how, waits := range map[string]bool{"after RELEASE": false, "after a wait": true} {
 			t.Run(what+" "+how, func(t *testing.T) {
