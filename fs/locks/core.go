@@ -290,11 +290,16 @@ func (c *core) blocked(i int) bool {
 // those who came later, whose grants have only been heard of earlier.
 func (c *core) letIn(w *waiter) {
 	c.remove(w)
-	at := slices.IndexFunc(c.queue, func(o *waiter) bool { return o.asked && o.arrival > w.arrival })
+	c.queue = insertBefore(c.queue, w, func(o *waiter) bool { return o.asked && o.arrival > w.arrival })
+}
+
+// insertBefore puts a waiter before the first that matches, else at the end.
+func insertBefore(list []*waiter, w *waiter, match func(*waiter) bool) []*waiter {
+	at := slices.IndexFunc(list, match)
 	if at < 0 {
-		at = len(c.queue)
+		at = len(list)
 	}
-	c.queue = slices.Insert(c.queue, at, w)
+	return slices.Insert(list, at, w)
 }
 
 // awaitsEarlier reports whether the grant of one who came before w to the

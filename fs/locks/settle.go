@@ -71,11 +71,7 @@ func (t *Table) endTurn(n *name) {
 		if w.ask == nil {
 			w.arrival = t.arrival()
 		}
-		at := slices.IndexFunc(n.outside, func(o *waiter) bool { return o.arrival > w.arrival })
-		if at < 0 {
-			at = len(n.outside)
-		}
-		n.outside = slices.Insert(n.outside, at, w)
+		n.outside = insertBefore(n.outside, w, func(o *waiter) bool { return o.arrival > w.arrival })
 		if w.ask != nil {
 			continue
 		}
