@@ -17,17 +17,29 @@ import (
 // diary is a watcher that keeps what it was told.
 type diary struct {
 	t     *testing.T
-	mu    sync.Mutex
-	holds map[uint64]Holding
-	waits map[uint64]Holding
-	until time.Duration
-	// lost is what was held when Lost was called.
-	lost  []map[uint64]Holding
 	block chan struct{} // Lost waits for it, where not nil
+
+	mu sync.Mutex // the table's goroutines write in it at any time
+	pages
+}
+
+// pages are what stands in a diary.
+type pages struct {
+	holds, waits map[uint64]Holding
+	until        time.Duration
+	// lost is what was held when Lost was called.
+	lost []map[uint64]Holding
 }
 
 func newDiary(t *testing.T) *diary {
-	return &diary{t: t, holds: map[uint64]Holding{}, waits: map[uint64]Holding{}}
+	return &diary{t: t, pages: pages{holds: map[uint64]Holding{}, waits: map[uint64]Holding{}}}
+}
+
+// read copies what stands in it now.
+func (d *diary) read() pages {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return pages{maps.Clone(d.holds), maps.Clone(d.waits), d.until, slices.Clone(d.lost)}
 }
 
 func (d *diary) do(f func()) {
@@ -57,9 +69,7 @@ func (d *diary) Lost(error) {
 }
 
 func (d *diary) holding(handle uint64) (h Holding, ok bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	h, ok = d.holds[handle]
+	h, ok = d.read().holds[handle]
 	return h, ok
 }
 
@@ -78,8 +88,8 @@ func TestWatcher(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		table, d := watched(t, m)
-		if d.until != backends.NoDeadline {
-			t.Errorf("deadline %v", d.until)
+		if until := d.read().until; until != backends.NoDeadline {
+			t.Errorf("deadline %v", until)
 		}
 		r := flock(1, backends.Read, true)
 		r.PID = 11
@@ -100,19 +110,20 @@ func TestWatcher(t *testing.T) {
 		second := make(chan error, 1)
 		go func() { second <- table.Lock(context.Background(), flock(2, backends.Write, true)) }()
 		synctest.Wait()
-		if _, held := d.holding(2); held || len(d.waits) != 1 {
-			t.Errorf("while one waits: %+v, %+v", d.holds, d.waits)
+		now := d.read()
+		if _, held := now.holds[2]; held || len(now.waits) != 1 {
+			t.Errorf("while one waits: %+v", now)
 		}
 		table.ReleaseHandle("x", 1)
 		if err := <-second; err != nil {
 			t.Fatal(err)
 		}
-		_, one := d.holding(1)
-		if _, two := d.holding(2); one || !two || len(d.waits) != 0 {
-			t.Errorf("handed on: %+v, %+v", d.holds, d.waits)
+		now = d.read()
+		if _, two := now.holds[2]; !two || len(now.holds) != 1 || len(now.waits) != 0 {
+			t.Errorf("handed on: %+v", now)
 		}
-		if err := table.Unlock(t.Context(), flock(2, backends.None, true)); err != nil || len(d.holds) != 0 {
-			t.Errorf("unlocked (%v): %+v", err, d.holds)
+		if err := table.Unlock(t.Context(), flock(2, backends.None, true)); err != nil || len(d.read().holds) != 0 {
+			t.Errorf("unlocked (%v): %+v", err, d.read())
 		}
 		if err := table.Close(t.Context()); err != nil {
 			t.Fatal(err)
@@ -138,8 +149,9 @@ func TestWatcherAtALoss(t *testing.T) {
 			other <- table.Lock(context.Background(), Request{Name: "y", Owner: Owner{Description, 3}, Handle: 3, Door: Flock, Lock: whole(backends.Read), Wait: true})
 		}()
 		time.Sleep(time.Minute)
-		if _, held := d.holding(1); !held || len(d.lost) != 1 || len(d.lost[0]) != 1 || len(waiter)+len(other) != 0 || !table.Lost(1) {
-			t.Errorf("held %+v, lost %+v, decided %d, Lost %v", d.holds, d.lost, len(waiter)+len(other), table.Lost(1))
+		now := d.read()
+		if _, held := now.holds[1]; !held || len(now.lost) != 1 || len(now.lost[0]) != 1 || len(waiter)+len(other) != 0 || !table.Lost(1) {
+			t.Errorf("%+v, decided %d, Lost %v", now, len(waiter)+len(other), table.Lost(1))
 		}
 		close(d.block)
 		if err := errors.Join(<-waiter, <-other); err != nil {
@@ -148,7 +160,7 @@ func TestWatcherAtALoss(t *testing.T) {
 		_, one := d.holding(1)
 		_, two := d.holding(2)
 		if _, three := d.holding(3); one || !two || !three {
-			t.Errorf("in the new session: %+v", d.holds)
+			t.Errorf("in the new session: %+v", d.read())
 		}
 		if err := table.Close(t.Context()); err != nil {
 			t.Fatal(err)
@@ -192,8 +204,8 @@ func TestWatcherAtRandom(t *testing.T) {
 			}
 		}
 		table.mu.Unlock()
-		if !maps.Equal(want, d.holds) || len(d.waits) != 0 {
-			t.Errorf("told of %+v, waiting %+v; held is %+v", slices.Collect(maps.Values(d.holds)), d.waits, slices.Collect(maps.Values(want)))
+		if now := d.read(); !maps.Equal(want, now.holds) || len(now.waits) != 0 {
+			t.Errorf("told of %+v; held is %+v", now, slices.Collect(maps.Values(want)))
 		}
 		if err := table.Close(t.Context()); err != nil {
 			t.Fatal(err)
