@@ -1,10 +1,14 @@
 package fs
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -322,4 +326,48 @@ func TestTokenAttribute(t *testing.T) {
 	check(t, "token on the other node", err, syscall.ENODATA)
 	check(t, "set the token", unix.Setxattr(c.on(0, "x"), "user.lockfs.token", []byte("1"), 0), syscall.EPERM)
 	check(t, "set another", unix.Setxattr(c.on(0, "x"), "user.other", []byte("1"), 0), syscall.EOPNOTSUPP)
+}
+
+// TestTokenOfAThread: any thread of a process is told the process's own token, though the last one given on the node is another's.
+func TestTokenOfAThread(t *testing.T) {
+	c := mount(t, 1)
+	touch(t, c.on(0, "x"))
+	f, err := os.Open(c.on(0, "x"))
+	must(t, err)
+	defer f.Close()
+	must(t, syscall.Flock(int(f.Fd()), syscall.LOCK_SH))
+	token := func() (string, error) {
+		buf := make([]byte, 100)
+		n, err := unix.Fgetxattr(int(f.Fd()), tokenAttr, buf)
+		return string(buf[:max(n, 0)]), err
+	}
+	own, err := token()
+	must(t, err)
+
+	other := exec.Command("flock", "--shared", c.on(0, "x"), "sh", "-c", "getfattr --only-values -n "+tokenAttr+" "+c.on(0, "x")+"; echo; cat")
+	in, err := other.StdinPipe()
+	must(t, err)
+	out, err := other.StdoutPipe()
+	must(t, err)
+	must(t, other.Start())
+	last, err := bufio.NewReader(out).ReadString('\n')
+	if last = strings.TrimSpace(last); err != nil || last == "" || last == own {
+		t.Errorf("the other reader's token is %q (%v), this one's %q", last, err, own)
+	}
+	check := func() {
+		if got, err := token(); err != nil || got != own {
+			t.Errorf("thread %d of process %d was told %q (%v), its process has %s", unix.Gettid(), os.Getpid(), got, err, own)
+		}
+	}
+	runtime.LockOSThread() // so that one of the two is not the first thread of the process
+	defer runtime.UnlockOSThread()
+	check()
+	var second sync.WaitGroup
+	second.Go(func() {
+		runtime.LockOSThread() // ends with its goroutine
+		check()
+	})
+	second.Wait()
+	must(t, in.Close())
+	must(t, other.Wait())
 }
