@@ -37,6 +37,7 @@ const (
 
 // taking notes that an owner here is about to take a name.
 func (t *Table) taking(n *name) {
+	n.company.came()
 	if n.busy || !n.unused() {
 		return
 	}
@@ -97,7 +98,7 @@ func (t *Table) cool(n *name) bool {
 	if n.busy {
 		n.busy, n.idleSince = false, clock()
 	}
-	return t.options.KeepIdle > 0 && (n.streak > 0 || n.patience > leastPatience) && !t.closed && t.warmUp(n)
+	return t.options.KeepIdle > 0 && (n.streak > 0 || n.patience > leastPatience || n.company.inVain()) && !t.closed && t.warmUp(n)
 }
 
 // sweep gives back what was kept idle for long enough, and forgets.
@@ -111,6 +112,7 @@ func (t *Table) sweep() {
 		case clock()-n.idleSince >= t.options.KeepIdle:
 			delete(t.warm, n)
 			n.streak, n.patience = 0, 0
+			n.company.forgive()
 			t.settleAside(n)
 			t.forget(n)
 		}

@@ -215,10 +215,11 @@ func (t *Table) closing(n *name, r *Request) *closing {
 		}
 		c.handles, c.since = append(c.handles, h.handle), append(c.since, since)
 	}
-	if n.freed == nil {
-		n.freed = make(chan struct{})
+	company := n.withCompany()
+	if company.freed == nil {
+		company.freed = make(chan struct{})
 	}
-	c.freed = n.freed
+	c.freed = company.freed
 	return c
 }
 

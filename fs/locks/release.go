@@ -29,7 +29,15 @@ func (t *Table) Unlock(_ context.Context, r Request) error {
 	held, session := n.heldBy(r.Handle), t.session
 	r.Lock.Mode = backends.None
 	n.set(&r)
-	todo := t.released(n)
+	n.company.left()
+	todo := work{}
+	done := false
+	if held {
+		n, done = t.linger(n, r.Handle)
+	}
+	if !done {
+		todo = t.released(n)
+	}
 	t.mu.Unlock()
 	t.perform(context.Background(), todo)
 	if held && !session.Valid() {
@@ -53,10 +61,7 @@ func (t *Table) lostByUnlock(handle uint64) error {
 func (t *Table) released(n *name) work {
 	todo := t.settle(n)
 	todo.leaving = t.inOthersWay(n)
-	if n.freed != nil {
-		close(n.freed)
-		n.freed = nil
-	}
+	n.company.left()
 	t.forget(n)
 	return todo
 }

@@ -77,10 +77,7 @@ func (t *Table) lose(session backends.Session) {
 		n.othersAsk()
 		n.tell()
 		t.leave(n)
-		if n.freed != nil {
-			close(n.freed)
-			n.freed = nil
-		}
+		n.company.left()
 		t.forget(n)
 	}
 	t.allOver()

@@ -93,11 +93,11 @@ type name struct {
 	core
 	claims
 	habit
-	told []told // what the watcher was told of it
+	// company is nil where none has been of use yet (withCompany).
+	company *company
+	told    []told // what the watcher was told of it
 	// change is the Change that runs; nil when none does.
 	change *change
-	// freed is closed, and replaced, when a lock comes free here; nil when nobody listens.
-	freed chan struct{}
 }
 
 // New opens a session and returns a table. ctx bounds the opening. The caller
