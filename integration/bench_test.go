@@ -132,29 +132,45 @@ const (
 )
 
 // measureFew measures one program on one mount, and two on two.
+// fewRuns is how often one program does each thing in a row, in turn with the others: where the kernel happens to put its thread and the
+// server's makes them twice as fast or slow for a while, and ratios are to compare the same.
+const fewRuns = 10
+
 func (b *bench) measureFew(t *testing.T, kind string) {
 	e, meter := newEnv(t, kind), newMeter(t, kind)
 	e.mount()
 	e.mount()
 	handed := b.handOvers(t, e)
 	c := newBenchClient(t, e.on(0, "x"))
-	for _, row := range []struct {
-		what string
-		n    int
-		args []any
+	rows := []struct {
+		what, verb string
+		n          int
+		args       func(run int) []any
+		times      []time.Duration
+		requests   int
 	}{
-		{tripRow, b.scale.rounds, []any{"statfs", b.scale.rounds}},
-		{repeatedRow, b.scale.rounds, []any{"cycle", b.scale.rounds}},
-		{firstRow, b.scale.slowRounds, []any{"first", b.scale.slowRounds, e.on(0, "first")}},
-		{openRow, b.scale.slowRounds, []any{"reopen", b.scale.slowRounds, e.on(0, "x")}},
-	} {
-		before := meter.requests()
-		a := c.ask(row.args[0].(string), row.args[1:]...)
-		requests := float64(meter.requests()-before) / float64(row.n+warmUp(row.n))
+		{what: tripRow, verb: "statfs", n: b.scale.rounds / fewRuns},
+		{what: repeatedRow, verb: "cycle", n: b.scale.rounds / fewRuns},
+		{what: firstRow, verb: "first", n: b.scale.slowRounds / fewRuns, args: func(run int) []any { return []any{e.on(0, fmt.Sprint("first", run, "-"))} }},
+		{what: openRow, verb: "reopen", n: b.scale.slowRounds / fewRuns, args: func(int) []any { return []any{e.on(0, "x")} }},
+	}
+	for run := range fewRuns {
+		for i := range rows {
+			row, args := &rows[i], []any(nil)
+			if row.args != nil {
+				args = row.args(run)
+			}
+			before := meter.requests()
+			row.times = append(row.times, c.ask(row.verb, slices.Concat([]any{row.n}, args)...).Times...)
+			row.requests += meter.requests() - before
+		}
+	}
+	for _, row := range rows {
+		requests := float64(row.requests) / float64(fewRuns*(row.n+warmUp(row.n)))
 		if row.what == firstRow || !meter.counts() {
 			requests = -1 // the creation of the names would be counted too
 		}
-		b.latencies = append(b.latencies, summary(row.what, kind, a.Times, requests))
+		b.latencies = append(b.latencies, summary(row.what, kind, row.times, requests))
 	}
 	b.floors.fuse[kind] = b.latency(tripRow, kind).p50
 	b.latencies = append(b.latencies, summary(handRow, kind, handed, -1))
