@@ -159,8 +159,16 @@ func (g *group) enter(o *own) {
 		return
 	default:
 		o.state = waiting
+		if o.parked = g.park(o); !o.parked {
+			g.s.mu.Unlock()
+			g.refresh()
+			return
+		}
+		queued := o.placed(nil)
 		g.s.mu.Unlock()
-		g.refresh()
+		for _, tell := range queued {
+			tell()
+		}
 		return
 	}
 	g.s.mu.Unlock()

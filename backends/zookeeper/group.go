@@ -48,6 +48,7 @@ type own struct {
 	czxid     int64 // of its znode, 0 while unknown
 	asked     bool  // whether it deadlocks has been looked at
 	called    bool  // the holders in its way know of it
+	parked    bool  // stands behind another request of this session: see park
 	queued    func()
 	done      chan result
 
@@ -56,6 +57,16 @@ type own struct {
 	// marked: it has a marker, or may have.
 	marked bool
 	shout  bool // others may yield to its hint, which is greater than before
+}
+
+// placed adds what is to be done when a request has its place in the line, the first time; s.mu is held.
+func (o *own) placed(acts []func()) []func() {
+	if o.queued == nil {
+		return acts
+	}
+	queued := o.queued
+	o.queued = nil
+	return append(acts, queued)
 }
 
 type result struct {

@@ -46,6 +46,10 @@ func (g *group) round() (acts []func()) {
 	v := &view{line: newLine(nodes), stat: *stat, told: stat.Version}
 	v.own = v.entries(s.id)
 	s.mu.Lock()
+	unparked := g.unparked(v, known)
+	s.mu.Unlock()
+	g.learnAll(unparked)()
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	acts = g.strays(v)
 	for _, o := range known {
@@ -63,7 +67,7 @@ func (g *group) present() (known, fresh []*own, watch bool) {
 			continue
 		}
 		known = append(known, o)
-		if o.state == waiting && o.czxid == 0 {
+		if o.state == waiting && o.czxid == 0 && !o.parked {
 			fresh = append(fresh, o)
 		}
 		watch = watch || o.state == waiting || !o.told && o.Mode == backends.Write
@@ -75,10 +79,7 @@ func (g *group) present() (known, fresh []*own, watch bool) {
 
 // look lists the line, and at the same time learns when the znodes of new requests were created.
 func (g *group) look(fresh []*own, watch bool) (kids []string, stat *zk.Stat, err error) {
-	var both sync.WaitGroup
-	for _, o := range fresh {
-		both.Go(func() { g.learn(o) })
-	}
+	learnt := g.learnAll(fresh)
 	err = g.s.insist(func(c *zk.Conn) (err error) {
 		if watch {
 			kids, stat, _, err = c.ChildrenW(g.dir)
@@ -87,11 +88,20 @@ func (g *group) look(fresh []*own, watch bool) (kids []string, stat *zk.Stat, er
 		}
 		return err
 	})
-	both.Wait()
+	learnt()
 	if errors.Is(err, zk.ErrNoNode) {
 		return nil, &zk.Stat{}, nil // and with it all that we had in it, see decide
 	}
 	return kids, stat, err
+}
+
+// learnAll begins to learn when the znodes of requests were created; the function returned waits for the end of that.
+func (g *group) learnAll(requests []*own) (wait func()) {
+	var all sync.WaitGroup
+	for _, o := range requests {
+		all.Go(func() { g.learn(o) })
+	}
+	return all.Wait
 }
 
 // learn asks when a request's znode was created. Where that stays unknown, the grant is marked.
@@ -259,11 +269,14 @@ func (g *group) watchClaim(v *view, o *own, i int) []func() {
 // watches the last znode in its way, for it can't be granted while that is there. So a
 // release wakes those it lets in. s.mu is held.
 func (g *group) wait(v *view, o *own, i int) (acts []func()) {
+	if o.kind == waits {
+		acts = o.placed(acts)
+	}
+	if o.parked = g.behindOwn(v, i); o.parked {
+		return acts
+	}
 	if !o.called && o.kind == waits {
 		o.called = true
-		if o.queued != nil {
-			acts = append(acts, o.queued)
-		}
 		if in, _ := v.inTheWay(i); g.unheard(v, i, in) {
 			acts = append(acts, func() { g.callOut(v) })
 		}

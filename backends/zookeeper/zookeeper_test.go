@@ -90,6 +90,7 @@ func TestWithServer(t *testing.T) {
 	})
 	t.Run("Wakes", func(t *testing.T) { testWakes(t, r) })
 	t.Run("Tries", func(t *testing.T) { testTries(t, r) })
+	t.Run("Parked", func(t *testing.T) { testParked(t, r) })
 }
 
 // testWakes: who waits costs the server nothing, and a release is one request, and
