@@ -48,6 +48,7 @@ type own struct {
 	czxid     int64 // of its znode, 0 while unknown
 	asked     bool  // whether it deadlocks has been looked at
 	called    bool  // the holders in its way know of it
+	followed  bool  // others wait behind it, as the last look has shown
 	parked    bool  // stands behind another request of this session: see park
 	queued    func()
 	done      chan result

@@ -159,6 +159,17 @@ func (l *line) wanted(i int) bool {
 	return false
 }
 
+// followed reports whether a request of another session stands behind the waiting entry i, and for it.
+func (l *line) followed(i int) bool {
+	x := l.state[i]
+	for j := len(l.state) - 1; j > i; j-- {
+		if y := l.state[j]; l.nodes[j].kind == waits && y.Session != x.Session && y.Conflicts(x.Lock) {
+			return true
+		}
+	}
+	return false
+}
+
 // hintMatters reports whether a request of another session yields to the claim at i.
 func (l *line) hintMatters(i int) bool {
 	x := l.state[i]

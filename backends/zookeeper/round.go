@@ -59,7 +59,8 @@ func (g *group) round() (acts []func()) {
 }
 
 // present returns what is in the line for sure, what of it needs learn, and whether to watch the line: it
-// costs nothing with a look that may grant, and tells a writer when somebody else comes. Those who
+// costs nothing with a look that may grant, and tells a writer when somebody else comes. One behind whom others wait will be
+// told so by that look itself, and its own end would be a message to itself. Those who
 // only read are told by a call-out, so that readers who come and go do not wake each other.
 func (g *group) present() (known, fresh []*own, watch bool) {
 	for _, o := range g.mine {
@@ -70,7 +71,12 @@ func (g *group) present() (known, fresh []*own, watch bool) {
 		if o.state == waiting && o.czxid == 0 && !o.parked {
 			fresh = append(fresh, o)
 		}
-		watch = watch || o.state == waiting || !o.told && o.Mode == backends.Write
+		switch o.state {
+		case waiting:
+			watch = watch || !o.followed
+		default:
+			watch = watch || !o.told && o.Mode == backends.Write
+		}
 	}
 	watch = watch && !g.kids
 	g.kids = g.kids || watch
@@ -275,6 +281,7 @@ func (g *group) wait(v *view, o *own, i int) (acts []func()) {
 	if o.parked = g.behindOwn(v, i); o.parked {
 		return acts
 	}
+	o.followed = v.followed(i)
 	if !o.called && o.kind == waits {
 		o.called = true
 		if in, _ := v.inTheWay(i); g.unheard(v, i, in) {

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// mostMessages is what a release may cost, however many wait: one who waits is told. ZooKeeper's watches fire for who
-// let go, too.
-var mostMessages = map[string]float64{"redis": 1, "zookeeper": 4}
+// mostMessages is what a release may cost, however many wait: one who waits is told. On ZooKeeper the first release is
+// a message to each who has looked since the line changed for the last time, too: all, where they came at once.
+var mostMessages = map[string]float64{"redis": 1, "zookeeper": 2}
 
 // A small cluster, whole: every phase comes to its end, no two writers are ever inside at once and tokens grow (take says so),
 // and a release wakes one.
