@@ -95,8 +95,6 @@ func (s *benchSide) do(verb string, args []string) (benchAnswer, error) {
 		return timedCall(func() error { return rawFlock(s.fd, ex) })
 	case "unlock":
 		return timedCall(func() error { return rawFlock(s.fd, un) })
-	case "crowd":
-		return s.crowd(time.Duration(number(0)), time.Duration(number(1)), number(2), args[3])
 	case "wait":
 		go s.wait(number(0), args[1]) // settled, at the other end, sees how far it is
 		return benchAnswer{}, nil
@@ -196,40 +194,6 @@ func firstLocks(n int, prefix string) (a benchAnswer, err error) {
 	return a, nil
 }
 
-// crowd locks and unlocks from begin to end, and counts. Whoever is inside says so in memory that all share.
-func (s *benchSide) crowd(begin, end time.Duration, how int, shared string) (a benchAnswer, err error) {
-	f, err := os.OpenFile(shared, os.O_RDWR, 0)
-	if err != nil {
-		return a, err
-	}
-	defer f.Close()
-	page, err := syscall.Mmap(int(f.Fd()), 0, pageSize, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
-	if err != nil {
-		return a, err
-	}
-	defer syscall.Munmap(page)
-	inside, me := writerIn(page), int64(os.Getpid())
-	time.Sleep(begin - monotonic())
-	for monotonic() < end {
-		if err := rawFlock(s.fd, how); err != nil {
-			return a, err
-		}
-		if how == ex {
-			if !inside.CompareAndSwap(0, me) {
-				a.Violations++
-			}
-			inside.CompareAndSwap(me, 0)
-		} else if inside.Load() != 0 {
-			a.Violations++
-		}
-		if err := rawFlock(s.fd, un); err != nil {
-			return a, err
-		}
-		a.Count++
-	}
-	return a, nil
-}
-
 // wait makes n threads wait for the lock, each through a description of its own. Whoever gets it
 // keeps it until the gate is open.
 func (s *benchSide) wait(n int, path string) {
@@ -300,9 +264,20 @@ const benchPatience = 6 * time.Minute
 // benchClient starts a program, which has path open where that is not empty. It ends with the test.
 func newBenchClient(t testing.TB, path string) *benchClient {
 	t.Helper()
-	c := &benchClient{t: t, cmd: exec.Command(os.Args[0]), answers: make(chan benchAnswer, 1)}
+	cmd := exec.Command(os.Args[0])
 	// No signals from the scheduler: a C program doesn't get them either.
-	c.cmd.Env = append(os.Environ(), workEnv+"="+benchWork, "GODEBUG=asyncpreemptoff=1", "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(os.Environ(), workEnv+"="+benchWork, "GODEBUG=asyncpreemptoff=1", "GORACE=atexit_sleep_ms=0")
+	c := startBenchClient(t, cmd)
+	if path != "" {
+		c.ask("open", path)
+	}
+	return c
+}
+
+// startBenchClient starts a command that answers as serveBench does.
+func startBenchClient(t testing.TB, cmd *exec.Cmd) *benchClient {
+	t.Helper()
+	c := &benchClient{t: t, cmd: cmd, answers: make(chan benchAnswer, 1)}
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	c.cmd.Stderr = &c.stderr
 	in, err := c.cmd.StdinPipe()
@@ -323,9 +298,6 @@ func newBenchClient(t testing.TB, path string) *benchClient {
 		}
 	}()
 	t.Cleanup(c.end)
-	if path != "" {
-		c.ask("open", path)
-	}
 	return c
 }
 

@@ -3,6 +3,9 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -18,32 +21,40 @@ type crowdFigure struct {
 }
 
 func (b *bench) measureCrowds(t *testing.T, kind string) {
-	e := newEnv(t, kind)
+	e, program := newEnv(t, kind), buildCrowd(t)
 	for range 4 {
 		e.mount()
 	}
 	for _, mounts := range []int{2, 4} {
 		for _, processes := range b.scale.crowds {
-			b.crowd(t, e, "write", processes, mounts)
+			b.crowd(t, e, program, "write", processes, mounts)
 		}
 	}
-	b.crowd(t, e, "write", 16, 2)
-	b.crowd(t, e, "read", 16, 2)
+	b.crowd(t, e, program, "write", 16, 2)
+	b.crowd(t, e, program, "read", 16, 2)
 }
 
-func (b *bench) crowd(t *testing.T, e *env, how string, processes, mounts int) {
+// buildCrowd builds testdata/crowd.c.
+func buildCrowd(t *testing.T) (program string) {
+	t.Helper()
+	program = filepath.Join(t.TempDir(), "crowd")
+	if out, err := exec.Command("gcc", "-O2", "-Wall", "-Werror", "-o", program, "testdata/crowd.c").CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v\n%s", err, out)
+	}
+	return program
+}
+
+func (b *bench) crowd(t *testing.T, e *env, program, how string, processes, mounts int) {
 	shared := fmt.Sprintf("/dev/shm/lockfs-bench-%d-crowd", os.Getpid())
 	must(t, os.WriteFile(shared, make([]byte, pageSize), 0o600))
 	defer os.Remove(shared)
 	name := fmt.Sprint(how, processes, "on", mounts)
+	flag := map[string]int{"write": ex, "read": sh}[how]
+	begin := monotonic() + 500*time.Millisecond + time.Duration(processes)*20*time.Millisecond // by then all have been started, or say so
 	var all []*benchClient
 	for i := range processes {
-		all = append(all, newBenchClient(t, e.on(i%mounts, name)))
-	}
-	flag := map[string]int{"write": ex, "read": sh}[how]
-	begin := monotonic() + 50*time.Millisecond
-	for _, c := range all {
-		c.begin("crowd", int64(begin), int64(begin+b.scale.crowdTime), flag, shared)
+		all = append(all, startBenchClient(t, exec.Command(program, e.on(i%mounts, name), strconv.Itoa(flag),
+			strconv.FormatInt(int64(begin), 10), strconv.FormatInt(int64(begin+b.scale.crowdTime), 10), shared)))
 	}
 	f := crowdFigure{kind: e.kind, how: how, processes: processes, mounts: mounts, least: 1 << 62}
 	sum := 0
