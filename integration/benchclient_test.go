@@ -18,7 +18,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -360,6 +359,3 @@ func (c *benchClient) waitingThreads() int {
 
 // pageSize is that of the memory which the members of a crowd share.
 const pageSize = 4096
-
-// writerIn is who is inside, in that memory.
-func writerIn(page []byte) *atomic.Int64 { return (*atomic.Int64)(unsafe.Pointer(&page[0])) }
