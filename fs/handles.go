@@ -31,16 +31,6 @@ type handle struct {
 	bare bool
 	// truncate: O_TRUNC is put off until the write lock is had.
 	truncate bool
-	// owners of fcntl locks that came through the handle. The kernel doesn't
-	// tell a process from a description (OFD) here, nor does it say goodbye for
-	// the latter; so what FLUSH did not take back ends with the handle.
-	owners *owner
-}
-
-// owner is one of a list; seldom there are any.
-type owner struct {
-	id   uint64
-	next *owner
 }
 
 var wholeWrite = backends.Lock{Range: backends.Whole, Mode: backends.Write}
@@ -72,42 +62,6 @@ func (h *handle) truncated() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.truncate = false
-}
-
-// came notes an owner before its call, so that whatever the call leaves
-// behind is freed with the handle.
-func (h *handle) came(id uint64) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for o := h.owners; o != nil; o = o.next {
-		if o.id == id {
-			return
-		}
-	}
-	h.owners = &owner{id, h.owners}
-}
-
-// went forgets an owner that FLUSH has freed.
-func (h *handle) went(id uint64) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for at := &h.owners; *at != nil; at = &(*at).next {
-		if (*at).id == id {
-			*at = (*at).next
-			return
-		}
-	}
-}
-
-// left takes the owners that were not freed.
-func (h *handle) left() (ids []uint64) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for o := h.owners; o != nil; o = o.next {
-		ids = append(ids, o.id)
-	}
-	h.owners = nil
-	return ids
 }
 
 // handles is the table of handles, of files and of directories, by the number

@@ -80,9 +80,6 @@ func (f *FileSystem) explicit(ctx context.Context, h *handle, r locks.Request, i
 		h.settle()
 		return nil
 	}
-	if r.Owner.Kind == locks.Process {
-		h.came(r.Owner.ID)
-	}
 	if err := f.table.Lock(ctx, r); err != nil {
 		return fmt.Errorf("lock %q: %w", h.name, err)
 	}
@@ -144,7 +141,6 @@ func (f *FileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	}
 	lost := f.table.Lost(h.id) // the lease may have run out a moment ago: then what is freed here was lost
 	f.table.ReleaseProcess(h.name, in.LockOwner)
-	h.went(in.LockOwner)
 	f.table.Flushed(h.name, h.id)
 	if lost || f.table.Lost(h.id) {
 		return fuse.EIO
@@ -153,16 +149,15 @@ func (f *FileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 }
 
 // Release implements fuse.RawFileSystem: the last descriptor of a description
-// was closed. Whatever came through the handle and is still there is freed: owner values are
-// used again by the kernel, and a stranger would inherit it. A process's classic locks have
-// been freed by FLUSH by now, so the owners left are of OFD locks.
+// was closed. What came through the handle and is still there is freed: a process's classic locks have
+// been freed by FLUSH by now, so it is what belongs to the description.
+//
+// By the handle, never by the owner of an OFD lock: that is where the kernel has the description, and the next one may be there, and have
+// its lock, before this request has been served.
 func (f *FileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	h := f.handles.remove(in.Fh)
 	if h == nil {
 		return
-	}
-	for _, owner := range h.left() {
-		f.table.ReleaseProcess(h.name, owner)
 	}
 	f.table.ReleaseHandle(h.name, h.id)
 	f.guard.released(h.id)

@@ -61,24 +61,6 @@ func info(ino uint64) backends.Info {
 	return backends.Info{Ino: ino, Mode: syscall.S_IFREG | 0o600, Nlink: 1}
 }
 
-func TestOwnersOfAHandle(t *testing.T) {
-	var h handle
-	for _, id := range []uint64{1, 2, 3, 2, 1} {
-		h.came(id)
-	}
-	for _, id := range []uint64{2, 4} {
-		h.went(id)
-	}
-	if got := h.left(); !slices.Equal(got, []uint64{3, 1}) {
-		t.Errorf("left are %v", got)
-	}
-	h.came(5)
-	h.went(5)
-	if got := h.left(); len(got) > 0 {
-		t.Errorf("left are %v once more", got)
-	}
-}
-
 func TestNodes(t *testing.T) {
 	n := newNodes()
 	enter := func(name string, ino uint64, private bool) *node {
