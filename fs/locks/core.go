@@ -130,10 +130,12 @@ func (c *core) has(r *Request) (token uint64, ok bool) {
 	return token, covers(own, r.Lock)
 }
 
-// token is that of a new lock: what its owner has already is no new grant.
+// token is that of a new lock: what its owner has already is no new grant. What it has through another handle is: the owner of
+// an OFD lock may be the next one at the same place (fs.Release), and then it is another holder.
 func (c *core) token(r *Request) uint64 {
 	token, ok := c.has(r)
-	if !ok && c.of != nil {
+	another := func(h held) bool { return h.ours(r) && h.handle != r.Handle && h.Overlaps(r.Lock.Range) }
+	if c.of != nil && (!ok || slices.ContainsFunc(c.held, another)) {
 		return c.of.next(r.Lock)
 	}
 	return token

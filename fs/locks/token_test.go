@@ -57,3 +57,28 @@ func TestTokenBlockRunsOut(t *testing.T) {
 		s.release(0, 1)
 	})
 }
+
+// TestTokenOfAnotherDescription: the owner of an OFD lock may be the next description at the same place, before the end of the one before is known. Its
+// token is its own.
+func TestTokenOfAnotherDescription(t *testing.T) {
+	onNodes(t, 1, func(s *script) {
+		token := func(handle uint64) uint64 {
+			s.now(0, fcntl(1, handle, bytesOf(0, 9, backends.Write), false), nil)
+			token, _ := s.nodes[0].Token("x", 0)
+			return token
+		}
+		first := token(1)
+		if again := token(1); again != first {
+			s.Errorf("asked for once more through the same description: token %d after %d", again, first)
+		}
+		second := token(2)
+		if second <= first {
+			s.Errorf("through another one: token %d after %d", second, first)
+		}
+		s.release(0, 1)
+		if held, ok := s.nodes[0].Token("x", 0); !ok || held != second {
+			s.Errorf("after the end of the first: token %d, %v", held, ok)
+		}
+		s.release(0, 2)
+	})
+}
