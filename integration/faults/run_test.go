@@ -271,10 +271,9 @@ func mayFail(what, backend string) bool {
 	how, errno, _ := strings.Cut(what, " ")
 	if opening, ok := strings.CutPrefix(how, "open-"); ok {
 		// An open looks for the file as well, and says EIO where the back end does not answer; and what it took can be lost before
-		// the lock call that follows. One that creates the name does not wait for a back end that goes meanwhile, and where
-		// names can be lost (a server restarted empty, or without what it had not written yet), opens create them.
-		creates := backend == "redis" || backend == onSentinel || backend == onSmallDisk
-		return errno == "EIO" || creates && errno == "ENOLCK" || mayFail(opening+" "+errno, backend)
+		// the lock call that follows. One that creates the name, as the first of a run does, and where names can be lost others, does not wait
+		// for a back end that goes meanwhile.
+		return errno == "EIO" || errno == "ENOLCK" || mayFail(opening+" "+errno, backend)
 	}
 	switch {
 	case backend == onFile && (errno == "ENOSPC" || errno == "EROFS") || backend == onSmallDisk && errno == "ENOSPC":

@@ -63,7 +63,8 @@ func daemon(child *Child, role, dir string) int {
 	case "deaf":
 		select {}
 	case "orphan":
-		for os.Getppid() != 1 && !exists(filepath.Join(dir, "go")) {
+		// Not until its parent is process 1: the kernel says so before the last thread of the starter has closed its files.
+		for exists(dir) && !exists(filepath.Join(dir, "go")) {
 			time.Sleep(time.Millisecond)
 		}
 		note(dir, "orphan", fmt.Sprint(child.Ready()))
