@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,7 +37,7 @@ func TestLateRelease(t *testing.T) {
 		in.Lk = fuse.FileLock{End: 9, Typ: typ}
 		return f.SetLk(nil, in)
 	}
-	const place, elsewhere, write, unlock = 0x1000, 0x2000, 1, 2 // F_WRLCK, F_UNLCK
+	const place, elsewhere, write, unlock = 0x1000, 0x2000, syscall.F_WRLCK, syscall.F_UNLCK
 	first, second, other := open(), open(), open()
 	for _, typ := range []uint32{write, unlock} {
 		if status := lock(first, place, typ); status != fuse.OK {

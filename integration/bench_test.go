@@ -131,11 +131,11 @@ const (
 	handRow     = "hand-over between two mounts"
 )
 
-// measureFew measures one program on one mount, and two on two.
 // fewRuns is how often one program does each thing in a row, in turn with the others: where the kernel happens to put its thread and the
 // server's makes them twice as fast or slow for a while, and ratios are to compare the same.
 const fewRuns = 10
 
+// measureFew measures one program on one mount, and two on two.
 func (b *bench) measureFew(t *testing.T, kind string) {
 	e, meter := newEnv(t, kind), newMeter(t, kind)
 	e.mount()

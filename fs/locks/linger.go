@@ -62,6 +62,7 @@ func (t *Table) linger(n *name, handle uint64) (now *name, done bool) {
 		return n, false
 	}
 	c := n.company
+	c.left()
 	c.newcomer = newcomer
 	t.mu.Unlock()
 	waitFor(context.Background(), newcomer, min(lingerFor, left))

@@ -29,9 +29,7 @@ func (t *Table) Unlock(_ context.Context, r Request) error {
 	held, session := n.heldBy(r.Handle), t.session
 	r.Lock.Mode = backends.None
 	n.set(&r)
-	n.company.left()
-	todo := work{}
-	done := false
+	todo, done := work{}, false
 	if held {
 		n, done = t.linger(n, r.Handle)
 	}
