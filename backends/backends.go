@@ -162,8 +162,8 @@ type Request struct {
 	// has and keeps while it waits (an fcntl upgrade, say). The request goes
 	// ahead of those who wait for them: behind them it would wait for ever.
 	Held []Lock
-	// Hint says what stands behind the claim, for others' YieldTo; Kept is
-	// for Change, when the claim is no longer in use.
+	// Hint says what stands behind the claim, for others' YieldTo. Kept: it may be idle as soon
+	// as it is granted, for nobody will say when it is.
 	Hint Hint
 	// Queued, where not nil, is called at most once, when the request has its
 	// place in the queue and waits; not where Acquire decides at once. It must

@@ -5,6 +5,7 @@ import "lockfs/backends"
 var keptTests = []test{
 	{"a try waits to be told whether a kept claim is in use", testKeptInUse},
 	{"a try gets what was kept idle", testKeptIdle},
+	{"a claim is kept from the beginning", testKeptFromTheBeginning},
 	{"a try stands behind nobody", testTryBehind},
 	{"a kept claim is in the way of others", testKeptHolds},
 }
@@ -51,6 +52,29 @@ func testKeptIdle(e *env) {
 	p[1].drop(name, d)
 	d = p[1].ask(name, trying(writing)).granted() // at once, where nobody has it
 	p[1].drop(name, d)
+	e.empty(name)
+}
+
+// testKeptFromTheBeginning: a request can ask for a claim that may be idle, granted at once or after a wait.
+func testKeptFromTheBeginning(e *env) {
+	const name = "beginning"
+	p := e.peers(3)
+	kept := backends.Request{Lock: writing, Hint: backends.Kept}
+	wanted := func(holder *peer, c backends.Claim) {
+		e.Helper()
+		e.eventually("the holder is told that its claim is wanted", func() bool { return holder.wanted(name, c) })
+	}
+	atOnce := p[0].getWith(name, kept)
+	wait := p[1].queueWith(name, kept)
+	wanted(p[0], atOnce)
+	e.want(p[2].ask(name, trying(reading)).returns(), backends.ErrYield) // behind one who waits
+	p[0].drop(name, atOnce)
+	c := wait.granted()
+	try := p[2].queueWith(name, trying(reading))
+	wanted(p[1], c)
+	try.waits()
+	p[1].drop(name, c)
+	p[2].drop(name, try.granted())
 	e.empty(name)
 }
 

@@ -57,7 +57,7 @@ func (t *Table) startAsk(n *name, w *waiter) *ask {
 	queued := make(chan struct{})
 	a := &ask{name: n.name, waiters: []*waiter{w}, began: time.Now(), ctx: ctx, cancel: cancel,
 		queued: queued, ready: sync.OnceFunc(func() { close(queued) })}
-	a.request = backends.Request{Lock: w.Lock, Wait: w.Wait, Held: n.kept(&w.Request), Hint: w.hint(), YieldTo: w.YieldTo,
+	a.request = backends.Request{Lock: w.Lock, Wait: w.Wait, Held: n.kept(&w.Request), Hint: t.label(n, w), YieldTo: w.YieldTo,
 		Queued: func() { a.waited.Store(true); a.ready() }, TakenBack: func() { t.takenBack(a) }}
 	w.ask, w.wentAhead = a, len(a.request.Held) > 0
 	a.previous = n.previous(w)
@@ -142,8 +142,8 @@ func (t *Table) join(n *name, w *waiter) bool {
 		return false
 	}
 	a := last.ask
-	if a.again || !a.request.Wait || a.request.Lock != w.Lock || a.request.Hint != w.hint() || a.request.YieldTo != 0 ||
-		len(a.request.Held) > 0 || len(a.waiters) >= maxJoined || a.sent && time.Since(a.began) >= t.options.Turn || len(n.kept(&w.Request)) > 0 {
+	sameHint := a.request.Hint == w.hint() || a.request.Hint == backends.Kept
+	if a.again || !a.request.Wait || a.request.Lock != w.Lock || !sameHint || a.request.YieldTo != 0 || len(a.request.Held) > 0 || len(a.waiters) >= maxJoined || a.sent && time.Since(a.began) >= t.options.Turn || len(n.kept(&w.Request)) > 0 {
 		return false
 	}
 	a.waiters = append(a.waiters, w)

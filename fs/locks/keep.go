@@ -1,6 +1,10 @@
 package locks
 
-import "time"
+import (
+	"time"
+
+	"lockfs/backends"
+)
 
 // habit is what a node knows about the use of a name, to judge whether it will be the next to want it. A claim that
 // is kept idle makes the next lock here free, and the next lock elsewhere dearer by two messages.
@@ -15,6 +19,8 @@ type habit struct {
 	patience uint8
 	// served counts the takings since the claim is kept.
 	served uint8
+	// shared: another node asked for it, or had it, since the name was last left alone for a while.
+	shared bool
 	// busy: some owner has or wants it; idleSince (see clock) counts when not.
 	busy      bool
 	idleSince time.Duration
@@ -31,6 +37,7 @@ const (
 	mostPatience  = 64
 	// worthwhile is how many takings make up for one that was in vain.
 	worthwhile = 8
+	briefly    = time.Millisecond
 	// maxWarm bounds the names that are kept idle, and those remembered for it.
 	maxWarm = 1024
 )
@@ -52,7 +59,16 @@ func (t *Table) taking(n *name) {
 }
 
 // othersAsk notes that another node wants the name or had it.
-func (h *habit) othersAsk() { h.streak, h.served = 0, 0 }
+func (h *habit) othersAsk() { h.streak, h.served, h.shared = 0, 0, true }
+
+// label is what a waiter's request tells other nodes of its claim. As long as none of them has asked for the name it is Kept from the beginning, as if the
+// claim had been kept before: then the unlock need not wait until the back end knows of it. A node that asks costs two messages more, once.
+func (t *Table) label(n *name, w *waiter) backends.Hint {
+	if t.options.KeepIdle > 0 && !n.shared {
+		return backends.Kept
+	}
+	return w.hint()
+}
 
 // giveUp is called when another node may wait for what this one has: from here on nothing is kept idle for it, and what is
 // in use is labelled so.
@@ -72,10 +88,45 @@ func (t *Table) giveUp(n *name) {
 
 // keeps reports whether what the node has on a name is kept now that no owner here needs it.
 func (t *Table) keeps(n *name) bool {
-	if t.options.KeepIdle <= 0 || t.closed || !n.unused() || len(n.list) != 1 || n.streak < max(n.patience, leastPatience) {
+	if t.options.KeepIdle <= 0 || t.closed || !n.unused() || len(n.list) != 1 {
 		return false
 	}
-	return t.warmUp(n)
+	if n.staying() {
+		return t.warmUp(n)
+	}
+	return n.list[0].Hint == backends.Kept && len(t.parting) < maxWarm && (n.busy || clock()-n.idleSince < t.brief())
+}
+
+// staying reports whether this node is likely to be the next that wants the name.
+func (h *habit) staying() bool { return h.streak >= max(h.patience, leastPatience) }
+
+// brief is how long a claim is kept that may be idle for all that other nodes know, where this node is not likely to be the next that wants it:
+// until the caller of its unlock has its answer.
+func (t *Table) brief() time.Duration { return min(briefly, t.options.KeepIdle) }
+
+// parting is a name whose claim is kept for a moment, since it came out of use.
+type parting struct {
+	n     *name
+	since time.Duration
+}
+
+// part gives back what was kept for a moment.
+func (t *Table) part() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for len(t.parting) > 0 && clock()-t.parting[0].since >= t.brief() {
+		p := t.parting[0]
+		t.parting = t.parting[1:]
+		if p.n.unused() && p.n.idleSince == p.since {
+			t.settleAside(p.n)
+			t.forget(p.n)
+		}
+	}
+	if len(t.parting) > 0 {
+		t.departure.Reset(t.parting[0].since + t.brief() - clock())
+	} else {
+		t.parting = nil
+	}
 }
 
 // warmUp has a name looked at when it has been idle for a while; false: there are too many.
@@ -97,8 +148,14 @@ func (t *Table) warmUp(n *name) bool {
 func (t *Table) cool(n *name) bool {
 	if n.busy {
 		n.busy, n.idleSince = false, clock()
+		if len(n.list) > 0 && !n.staying() {
+			if len(t.parting) == 0 {
+				t.departure.Reset(t.brief())
+			}
+			t.parting = append(t.parting, parting{n, n.idleSince})
+		}
 	}
-	return t.options.KeepIdle > 0 && (n.streak > 0 || n.patience > leastPatience || n.company.inVain()) && !t.closed && t.warmUp(n)
+	return t.options.KeepIdle > 0 && (n.streak > 0 || n.shared || n.patience > leastPatience || n.company.inVain()) && !t.closed && t.warmUp(n)
 }
 
 // sweep gives back what was kept idle for long enough, and forgets.
@@ -111,7 +168,7 @@ func (t *Table) sweep() {
 			delete(t.warm, n) // it comes back with the unlock
 		case clock()-n.idleSince >= t.options.KeepIdle:
 			delete(t.warm, n)
-			n.streak, n.patience = 0, 0
+			n.streak, n.patience, n.shared = 0, 0, false
 			n.company.forgive()
 			t.settleAside(n)
 			t.forget(n)

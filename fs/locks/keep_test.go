@@ -73,6 +73,8 @@ func TestRareUseKeepsNothing(t *testing.T) {
 	keeping(t, 1, func(s *script) {
 		for range 5 {
 			s.cycles(0, 1, 1)
+			time.Sleep(2 * briefly)
+			synctest.Wait()
 			s.m.requireEmpty(s.T)
 			time.Sleep(2 * keepIdle)
 		}

@@ -21,6 +21,8 @@ func (t *Table) run(ctx context.Context, session backends.Session) {
 		case <-tick.C:
 		case <-t.idle.C:
 			t.sweep()
+		case <-t.departure.C:
+			t.part()
 		case event := <-session.Events():
 			t.wanted(event)
 		case <-session.Done():

@@ -91,6 +91,9 @@ func (t *Table) valid() bool { return t.session != nil && t.session.Valid() }
 // name at a time: what comes up meanwhile is seen to after it.
 func (t *Table) trim(n *name) work {
 	if n.change != nil {
+		if len(n.list) == 0 {
+			return work{} // nobody here had anything to let go of: that change is another's, or of what was kept idle
+		}
 		if n.change.again == nil {
 			n.change.again = make(chan struct{})
 		}

@@ -78,6 +78,9 @@ type Table struct {
 	// look which have been so for too long.
 	warm map[*name]bool
 	idle *time.Timer
+	// parting are the names whose claims are kept for a moment, the first to go first; departure is its time.
+	parting   []parting
+	departure *time.Timer
 	// holds is room for what the watcher is to be told of a name.
 	holds []told
 
@@ -119,9 +122,10 @@ func New(ctx context.Context, options Options) (*Table, error) {
 		options: options, log: log, stop: stop, ended: make(chan struct{}),
 		names: map[string]*name{}, session: session, news: make(chan struct{}),
 		waiting: map[Owner][]*waiter{}, leaving: map[string][]*ask{}, lost: map[uint64]bool{}, flushed: map[uint64]time.Time{},
-		warm: map[*name]bool{}, idle: time.NewTimer(time.Hour),
+		warm: map[*name]bool{}, idle: time.NewTimer(time.Hour), departure: time.NewTimer(time.Hour),
 	}
 	t.idle.Stop()
+	t.departure.Stop()
 	t.until(session)
 	go t.run(run, session)
 	return t, nil
@@ -189,7 +193,7 @@ func elsewhere(ctx context.Context, session backends.Session, r *Request) (h bac
 			return holders[i], true, nil
 		}
 		h = holders[0]
-		claim, err := session.Acquire(ctx, r.Name, try(backends.Request{Lock: r.Lock, Hint: r.hint()}))
+		claim, err := session.Acquire(ctx, r.Name, try(backends.Request{Lock: r.Lock, Hint: backends.Kept}))
 		switch {
 		case err == nil:
 			_, err = session.Change(ctx, r.Name, []backends.Change{{ID: claim.ID}})
