@@ -1,10 +1,12 @@
 package integration
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -27,11 +29,11 @@ func (b *bench) measureCrowds(t *testing.T, kind string) {
 	}
 	for _, mounts := range []int{2, 4} {
 		for _, processes := range b.scale.crowds {
-			b.crowd(t, e, program, "write", processes, mounts)
+			b.crowd(t, e, program, "write", processes, mounts, 1)
 		}
 	}
-	b.crowd(t, e, program, "write", 16, 2)
-	b.crowd(t, e, program, "read", 16, 2)
+	b.crowd(t, e, program, "write", 16, 2, 3) // there is a bound on it
+	b.crowd(t, e, program, "read", 16, 2, 1)
 }
 
 // buildCrowd builds testdata/crowd.c.
@@ -44,17 +46,32 @@ func buildCrowd(t *testing.T) (program string) {
 	return program
 }
 
-func (b *bench) crowd(t *testing.T, e *env, program, how string, processes, mounts int) {
+// crowd adds the run in the middle of so many, by locks a second.
+func (b *bench) crowd(t *testing.T, e *env, program, how string, processes, mounts, runs int) {
+	var all []crowdFigure
+	for range runs {
+		all = append(all, b.runCrowd(t, e, program, how, processes, mounts))
+	}
+	slices.SortFunc(all, func(x, y crowdFigure) int { return cmp.Compare(x.rate, y.rate) })
+	b.crowds = append(b.crowds, all[runs/2])
+}
+
+// crowdWarmUp is how long a crowd runs before it is counted: the kernel takes some tenths of a second to find out where on two cores so many
+// that wake each other run best, and a fifth fewer have locks meanwhile.
+const crowdWarmUp = 500 * time.Millisecond
+
+func (b *bench) runCrowd(t *testing.T, e *env, program, how string, processes, mounts int) crowdFigure {
 	shared := fmt.Sprintf("/dev/shm/lockfs-bench-%d-crowd", os.Getpid())
 	must(t, os.WriteFile(shared, make([]byte, pageSize), 0o600))
 	defer os.Remove(shared)
 	name := fmt.Sprint(how, processes, "on", mounts)
 	flag := map[string]int{"write": ex, "read": sh}[how]
-	begin := monotonic() + 500*time.Millisecond + time.Duration(processes)*20*time.Millisecond // by then all have been started, or say so
+	from := monotonic() + 500*time.Millisecond + time.Duration(processes)*20*time.Millisecond // by then all have been started, or say so
+	begin := from + crowdWarmUp
 	var all []*benchClient
 	for i := range processes {
 		all = append(all, startBenchClient(t, exec.Command(program, e.on(i%mounts, name), strconv.Itoa(flag),
-			strconv.FormatInt(int64(begin), 10), strconv.FormatInt(int64(begin+b.scale.crowdTime), 10), shared)))
+			strconv.FormatInt(int64(from), 10), strconv.FormatInt(int64(begin), 10), strconv.FormatInt(int64(begin+b.scale.crowdTime), 10), shared)))
 	}
 	f := crowdFigure{kind: e.kind, how: how, processes: processes, mounts: mounts, least: 1 << 62}
 	sum := 0
@@ -69,7 +86,7 @@ func (b *bench) crowd(t *testing.T, e *env, program, how string, processes, moun
 	if f.violations > 0 {
 		t.Errorf("%d times somebody else was inside", f.violations)
 	}
-	b.crowds = append(b.crowds, f)
+	return f
 }
 
 // waitFigure is many who wait for one name, which nobody lets go of for a time.
