@@ -8,7 +8,10 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // never is the time of what has not happened.
@@ -105,7 +108,7 @@ func (r record) grants() (all []grant, failed map[string]int) {
 		case evFail:
 			how := e.How
 			if e.Attempt == opened {
-				how = opening + how
+				how = after + how
 			}
 			failed[how+" "+errnoText(e.Errno)]++
 		case evOK:
@@ -137,6 +140,44 @@ func (r record) grants() (all []grant, failed map[string]int) {
 		end(r.sure(g, mark), never, r.death)
 	}
 	return all, failed
+}
+
+// opens says since when it has known names to be there, and lists the opens that were to wait and got ENOLCK, with the time at which they began.
+func (r record) opens() (known map[string]int64, refused []event) {
+	known = map[string]int64{}
+	var invoked event
+	for _, e := range r.events {
+		byOpen := strings.HasPrefix(e.How, opening)
+		switch {
+		case e.Kind == evInvoke && byOpen:
+			invoked = e
+		case e.Kind == evInvoke, e.Kind == evOK: // it has a descriptor
+			since(known, map[string]int64{e.Name: e.At})
+		case e.Kind == evFail && e.How == opening+waiting && e.Errno == int(unix.ENOLCK):
+			refused = append(refused, invoked)
+		}
+	}
+	return known, refused
+}
+
+// since adds to what is known of names, each by the first time.
+func since(known, more map[string]int64) {
+	for name, at := range more {
+		if first, ok := known[name]; !ok || at < first {
+			known[name] = at
+		}
+	}
+}
+
+// refusedOpens are those opens among refused that the contract has no excuse for: an open that waits goes on waiting when the
+// back end goes, but for the one that creates the name.
+func refusedOpens(known map[string]int64, refused []event) (wrong []string) {
+	for _, e := range refused {
+		if at, ok := known[e.Name]; ok && at < e.At {
+			wrong = append(wrong, fmt.Sprintf("an open of %s that was to wait, begun at %d, got ENOLCK, though the name had been there for %v", e.Name, e.At, time.Duration(e.At-at)))
+		}
+	}
+	return wrong
 }
 
 // sure is the last time at which a holder without a release held for sure, before g.From where there is none.

@@ -99,3 +99,31 @@ func TestRefusals(t *testing.T) {
 		})
 	}
 }
+
+// An open that was to wait and got ENOLCK is found where its name had been there before, and only there.
+func TestRefusedOpens(t *testing.T) {
+	opens := func(at int64, errno unix.Errno) []event {
+		e := event{At: ms(at), Kind: evInvoke, Write: true, How: opening + waiting}
+		if errno == 0 {
+			return []event{e, {At: ms(at + 5), Kind: evOK, Name: "x", How: opening + waiting}}
+		}
+		return []event{e, {At: ms(at + 5), Kind: evFail, Name: "x", How: opening + waiting, Errno: int(errno)}}
+	}
+	for what, c := range map[string]struct {
+		first, second []event
+		found         bool
+	}{
+		"nobody had opened it":             {opens(0, unix.ENOLCK), opens(10, 0), false},
+		"somebody had":                     {opens(10, unix.ENOLCK), opens(0, 0), true},
+		"somebody had, to lock after":      {opens(10, unix.ENOLCK), heldFrom(0, 2, 5, 20), true},
+		"somebody did meanwhile":           {opens(0, unix.ENOLCK), opens(1, 0), false},
+		"somebody had, and it was told so": {opens(10, unix.ENOTCONN), opens(0, 0), false},
+	} {
+		known, refused := attempt("n0/w0", ms(100), c.first...).opens()
+		others, _ := attempt("n1/w1", ms(100), c.second...).opens()
+		since(known, others)
+		if wrong := refusedOpens(known, refused); (len(wrong) > 0) != c.found {
+			t.Errorf("%s: found %v, want %v", what, wrong, c.found)
+		}
+	}
+}

@@ -232,6 +232,7 @@ func (r *run) judge(took time.Duration) result {
 	var present []presence
 	var tries []try
 	failures := map[string]int{}
+	known, refused := map[string]int64{}, []event(nil)
 	for _, rec := range r.crew.records() {
 		grants, failed := rec.grants()
 		all = append(all, grants...)
@@ -240,6 +241,12 @@ func (r *run) judge(took time.Duration) result {
 		}
 		p, t := rec.calls()
 		present, tries = append(present, p...), append(tries, t...)
+		names, opens := rec.opens()
+		refused = append(refused, opens...)
+		since(known, names)
+	}
+	if keepsNames(r.backend) {
+		r.wrong = append(r.wrong, refusedOpens(known, refused)...)
 	}
 	r.wrong = append(r.wrong, check(all)...)
 	outlast(present, r.leftovers(), r.outages)
@@ -265,15 +272,19 @@ func (r *run) judge(took time.Duration) result {
 	return result{seed: r.seed, grants: len(all), counts: r.counts, wrong: r.wrong, text: b.String()}
 }
 
+// keepsNames reports whether no fault makes a back end lose names: elsewhere any open may be one that creates its name.
+func keepsNames(backend string) bool { return backend == "zookeeper" || backend == onEnsemble }
+
 // mayFail reports whether a lock call on a descriptor that is new may end like this (docs/contract.md): one that
 // waits goes on waiting, unless its mount has gone; one that does not says that the lock is held, or that it can't tell.
 func mayFail(what, backend string) bool {
 	how, errno, _ := strings.Cut(what, " ")
-	if opening, ok := strings.CutPrefix(how, "open-"); ok {
-		// An open looks for the file as well, and says EIO where the back end does not answer; and what it took can be lost before
-		// the lock call that follows. One that creates the name, as the first of a run does, and where names can be lost others, does not wait
-		// for a back end that goes meanwhile.
-		return errno == "EIO" || errno == "ENOLCK" || mayFail(opening+" "+errno, backend)
+	if then, ok := strings.CutPrefix(how, opening); ok {
+		// An open looks for the file as well, and says EIO where the back end does not answer. refusedOpens sees to ENOLCK.
+		return errno == "EIO" || errno == "ENOLCK" || mayFail(then+" "+errno, backend)
+	}
+	if then, ok := strings.CutPrefix(how, after); ok {
+		return errno == "EIO" || mayFail(then+" "+errno, backend) // what the open took can be lost before
 	}
 	switch {
 	case backend == onFile && (errno == "ENOSPC" || errno == "EROFS") || backend == onSmallDisk && errno == "ENOSPC":

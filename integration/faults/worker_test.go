@@ -69,7 +69,8 @@ const (
 // Ways to take a lock, and to let it go.
 const (
 	waiting, trying, limited = "wait", "try", "limit"
-	opening                  = "open-" // before one of them
+	opening                  = "open-"   // an open that does one of them
+	after                    = "opened-" // one of them after an open that may have taken the lock
 	unlocking, closing       = "unlock", "close"
 )
 
