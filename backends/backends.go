@@ -144,6 +144,16 @@ type Prompt interface {
 	BeginChange(name string, changes []Change) Pending[[]Claim]
 }
 
+// Bulk is what a Session may be as well, where one request can drop claims on many names.
+type Bulk interface {
+	// Drop does what a Change of each claim that keeps nothing would do. It is atomic for each name. As with Change, ctx ends only the
+	// caller's waiting, but for what of many claims has not been sent yet.
+	Drop(ctx context.Context, claims []Named) error
+}
+
+// Named is a claim on a name.
+type Named struct{ Name, ID string }
+
 // Pending is a request on its way.
 type Pending[T any] interface {
 	// Decided reports that Result would not wait.

@@ -2,6 +2,7 @@ package backendtest
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"lockfs/backends"
@@ -13,6 +14,7 @@ var changeTests = []test{
 	{"downgrade", testDowngrade},
 	{"relabel", testRelabel},
 	{"several at once", testSeveralChanges},
+	{"many names at once", testDropMany},
 	{"what is gone is passed over", testIdempotent},
 	{"ends with the caller's context only for the caller", testChangeCancelled},
 }
@@ -49,6 +51,52 @@ func testDrop(e *env) {
 	p[1].drop(name, d)
 	p[2].drop(name, r.granted())
 	e.empty(name)
+}
+
+// dropAll gives up claims on many names, in one request where the session can do that (backends.Bulk).
+func (p *peer) dropAll(claims []backends.Named) {
+	p.e.Helper()
+	bulk, ok := p.Session.(backends.Bulk)
+	if ok {
+		p.e.must(bulk.Drop(p.e.ctx(), claims))
+		return
+	}
+	for _, c := range claims {
+		p.drop(c.Name, backends.Claim{ID: c.ID})
+	}
+}
+
+func testDropMany(e *env) {
+	p := e.peers(3)
+	var claims []backends.Named
+	for i := range 120 {
+		name := fmt.Sprint("many ", i)
+		claims = append(claims, backends.Named{Name: name, ID: p[0].get(name, writing).ID})
+	}
+	stays := p[0].get(claims[5].Name, reading)
+	var lines [][]*pending
+	for _, i := range []int{0, 5, 77, 119} {
+		name := claims[i].Name
+		lines = append(lines, []*pending{p[1].queue(name, reading), p[2].queue(name, reading), p[1].queue(name, writing)})
+	}
+	claims = append(claims, backends.Named{Name: "many 3", ID: "gone"}, claims[4])
+	for range 2 { // a repetition changes nothing
+		p[0].dropAll(claims)
+	}
+	for i, line := range lines {
+		name := line[0].name
+		for _, q := range line[:2] {
+			q.p.drop(name, q.granted())
+		}
+		if i == 1 {
+			line[2].waits()
+			p[0].drop(name, stays)
+		}
+		line[2].p.drop(name, line[2].granted())
+	}
+	for _, c := range claims {
+		e.empty(c.Name)
+	}
 }
 
 func testSplit(e *env) {

@@ -95,6 +95,28 @@ func kept(parts []backends.Claim, a answer) []backends.Claim {
 	return claims
 }
 
+// maxReleased bounds the claims that one script drops, for the server does nothing else meanwhile.
+const maxReleased = 100
+
+// Drop is as backends.Bulk says.
+func (s *session) Drop(ctx context.Context, claims []backends.Named) error {
+	for some := range slices.Chunk(claims, maxReleased) {
+		args := make([]any, 0, 2*len(some))
+		for _, c := range some {
+			args = append(args, c.Name, s.full(c.ID))
+		}
+		apply := func(answer) {
+			for _, c := range some {
+				delete(s.claims, numberOf(c.ID))
+			}
+		}
+		if _, err := s.call(ctx, s.ctx, apply, releaseScript, args...); err != nil {
+			return s.called("giving back locks, among them", some[0].Name, err)
+		}
+	}
+	return nil
+}
+
 // Holders returns the claims in conflict with a lock, as backends.Session says.
 func (s *session) Holders(ctx context.Context, name string, lock backends.Lock) ([]backends.Holder, error) {
 	const what = "asking for the holders of"

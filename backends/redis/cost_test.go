@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -223,6 +224,33 @@ func TestReleaseCost(t *testing.T) {
 	t.Logf("commands of one release: %d with 10 waiters, %d with 200", few, many)
 	if many > few+2 {
 		t.Errorf("a release cost %d commands with 10 waiters and %d with 200", few, many)
+	}
+}
+
+// TestReleasedTogether: claims on many names are given back by few requests, of some commands for each name.
+func TestReleasedTogether(t *testing.T) {
+	server := testserver.Redis(t)
+	raw, s := rawClient(t, server), open(t, server.Addr(), time.Minute)
+	var claims []backends.Named
+	for i := range 2 * maxReleased {
+		name := strconv.Itoa(i)
+		claims = append(claims, backends.Named{Name: name, ID: acquire(t, s, name, writing).ID})
+	}
+	if err := raw.ConfigResetStat(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Drop(t.Context(), claims); err != nil {
+		t.Fatal(err)
+	}
+	calls := stats(t, raw)
+	t.Logf("commands for %d claims: %v", len(claims), calls)
+	if calls["evalsha"] > 3 || calls["hdel"]+calls["exists"] > 2*len(claims)+2 { // the first request for a script that the server has not got is made twice
+		t.Errorf("%d claims were given back by %v", len(claims), calls)
+	}
+	for _, c := range claims {
+		if n := entries(t, raw, "test", c.Name); n != 0 {
+			t.Fatalf("%q has %d entries left", c.Name, n)
+		}
 	}
 }
 

@@ -145,6 +145,10 @@ func (r *twin) step() {
 			r.note("take back %s", e.ID)
 			r.model.Drop(e.ID)
 			r.eval(dropScript, e.Session, r.name, e.ID, "0")
+		case n < 13:
+			r.note("release %s", e.ID)
+			r.model.Drop(e.ID)
+			r.eval(releaseScript, e.Session, "another name", r.newID(e.Session), r.name, e.ID)
 		case n < 15:
 			r.note("drop %s", e.ID)
 			r.model.Drop(e.ID)
@@ -410,8 +414,13 @@ func TestBrokenConnections(t *testing.T) {
 						continue
 					}
 					s.inside(t, &inside[name], n)
-					if _, err := s.Change(t.Context(), strconv.Itoa(name), []backends.Change{{ID: c.ID}}); err != nil {
-						t.Errorf("Change: %v", err)
+					if rng.IntN(2) == 0 {
+						_, err = s.Change(t.Context(), strconv.Itoa(name), []backends.Change{{ID: c.ID}})
+					} else {
+						err = s.Drop(t.Context(), []backends.Named{{Name: "another", ID: "never"}, {Name: strconv.Itoa(name), ID: c.ID}})
+					}
+					if err != nil {
+						t.Errorf("giving the claim back: %v", err)
 					}
 				}
 			})

@@ -38,6 +38,7 @@ var (
 	reapScript    = script("head", "epoch", "locks", "reap")
 	acquireScript = script("head", "acquire1", "epoch", "locks", "acquire")
 	changeScript  = script("head", "change1", "epoch", "locks", "change")
+	releaseScript = script("head", "release1", "epoch", "locks", "release")
 	dropScript    = script("head", "epoch", "locks", "drop")
 	recheckScript = script("head", "epoch", "locks", "recheck")
 	holdersScript = script("head", "epoch", "locks", "holders")

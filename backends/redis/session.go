@@ -67,6 +67,7 @@ type session struct {
 var (
 	_ backends.Session = (*session)(nil)
 	_ backends.Prompt  = (*session)(nil)
+	_ backends.Bulk    = (*session)(nil)
 )
 
 func newSession(b *Backend, options backends.SessionOptions) *session {

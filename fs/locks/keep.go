@@ -37,7 +37,7 @@ const (
 	mostPatience  = 64
 	// worthwhile is how many takings make up for one that was in vain.
 	worthwhile = 8
-	briefly    = time.Millisecond
+	briefly    = 5 * time.Millisecond
 	// maxWarm bounds the names that are kept idle, and those remembered for it.
 	maxWarm = 1024
 )
@@ -114,14 +114,18 @@ type parting struct {
 func (t *Table) part() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	var due []*change
 	for len(t.parting) > 0 && clock()-t.parting[0].since >= t.brief() {
 		p := t.parting[0]
 		t.parting = t.parting[1:]
 		if p.n.unused() && p.n.idleSince == p.since {
-			t.settleAside(p.n)
+			if w := t.settle(p.n); w.change != nil {
+				due = append(due, w.change)
+			}
 			t.forget(p.n)
 		}
 	}
+	t.dropAside(due)
 	if len(t.parting) > 0 {
 		t.departure.Reset(t.parting[0].since + t.brief() - clock())
 	} else {

@@ -1,5 +1,5 @@
 -- Functions cost each call that makes them, needed or not: what a script can
--- decide without them comes before this (acquire1.lua, change1.lua).
+-- decide without them comes before this (acquire1.lua, change1.lua, release1.lua).
 
 -- A session lives while its lease has not ended by this clock. One that has
 -- ended never comes back: renewals extend live ones only.
