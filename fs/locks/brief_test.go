@@ -142,6 +142,7 @@ func TestManyPart(t *testing.T) {
 			}
 		}
 		s.now(0, use(0, backends.Write), nil)
+		before := s.m.requests()
 		time.Sleep(2 * briefly)
 		synctest.Wait()
 		if s.m.entries("0") != 1 {
@@ -152,6 +153,33 @@ func TestManyPart(t *testing.T) {
 				t.Fatalf("name %d has %d entries left", i, n)
 			}
 		}
+		if n := s.m.requests() - before; n > 2 {
+			t.Errorf("%d requests to give back what was kept for a moment, want 1, and 1 for the first name", n)
+		}
 		s.nodes[0].ReleaseHandle("0", 1)
 	})
+}
+
+// TestTriedWhileClosing: who tries on another node what a program had that has just ended is not refused because RELEASE has not come yet; where
+// none comes, it is refused a moment later.
+func TestTriedWhileClosing(t *testing.T) {
+	for _, ended := range []bool{true, false} {
+		keeping(t, 2, func(s *script) {
+			s.now(0, flock(1, backends.Write, false), nil)
+			s.nodes[0].Flushed("x", 1)
+			theirs := s.start(1, "theirs", flock(9, backends.Write, false))
+			if ended {
+				time.Sleep(flushGrace / 2)
+				synctest.Wait()
+				s.waits(theirs)
+				s.nodes[0].ReleaseHandle("x", 1)
+				s.ended(nil, theirs)
+			} else {
+				time.Sleep(flushGrace)
+				s.ended(backends.ErrWouldBlock, theirs)
+				s.release(0, 1)
+			}
+			s.release(1, 9)
+		})
+	}
 }

@@ -1,6 +1,7 @@
 package locks
 
 import (
+	"slices"
 	"time"
 
 	"lockfs/backends"
@@ -82,6 +83,29 @@ func (t *Table) giveUp(n *name) {
 		}
 	}
 	n.othersAsk()
+	if c := t.mayBeGone(n); c != nil {
+		t.asks.Go(func() { t.giveUpLater(n.name, c) })
+		return
+	}
+	t.settleAside(n)
+	t.forget(n)
+}
+
+// mayBeGone is not nil where another node asks whether a claim is in use, and those who hold it have closed a descriptor: a program that has
+// ended, perhaps. Its RELEASE is waited for, as it is where the one who asks is on this node.
+func (t *Table) mayBeGone(n *name) *closing {
+	if t.closed || !slices.ContainsFunc(n.list, func(k backends.Claim) bool { return k.Hint == backends.Kept }) {
+		return nil
+	}
+	return t.closing(n, n.held)
+}
+
+// giveUpLater is the rest of giveUp, when a RELEASE has come or is not to be expected any more.
+func (t *Table) giveUpLater(name string, c *closing) {
+	t.awaitRelease(t.life, c)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.name(name)
 	t.settleAside(n)
 	t.forget(n)
 }

@@ -87,8 +87,8 @@ type begun struct {
 	closing *closing
 }
 
-// closing is what is in the way of a request that isn't to wait, where that are only handles of which a descriptor was closed: was it the
-// last, RELEASE is on its way.
+// closing is what is in the way of a request that isn't to wait, here or on another node, where that are only handles of which a
+// descriptor was closed: was it the last, RELEASE is on its way.
 type closing struct {
 	freed   <-chan struct{} // closed when a lock on the name comes free
 	handles []uint64
@@ -181,7 +181,7 @@ func (t *Table) enlist(n *name, w *waiter) (begun, error) {
 	switch {
 	case !w.Wait && !outside:
 		t.drop(n, w)
-		return begun{closing: t.closing(n, &w.Request)}, backends.ErrWouldBlock
+		return begun{closing: t.closing(n, n.inTheWay(&w.Request))}, backends.ErrWouldBlock
 	case w.Wait && w.Owner.Kind == Process && t.closesCircle(n, w):
 		t.drop(n, w)
 		return begun{}, backends.ErrDeadlock
@@ -202,8 +202,7 @@ func (t *Table) enlist(n *name, w *waiter) (begun, error) {
 }
 
 // closing is not nil if all that is in the way belongs to handles of which a descriptor was closed.
-func (t *Table) closing(n *name, r *Request) *closing {
-	inTheWay := n.inTheWay(r)
+func (t *Table) closing(n *name, inTheWay []held) *closing {
 	if len(inTheWay) == 0 {
 		return nil // other waiters are
 	}

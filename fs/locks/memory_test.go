@@ -208,6 +208,19 @@ func (s *memorySession) Change(_ context.Context, name string, changes []backend
 	return now, nil
 }
 
+// Drop is as backends.Bulk says.
+func (s *memorySession) Drop(ctx context.Context, claims []backends.Named) error {
+	for _, c := range claims {
+		if _, err := s.Change(ctx, c.Name, []backends.Change{{ID: c.ID}}); err != nil {
+			return err
+		}
+	}
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	s.m.verbs -= len(claims) - 1
+	return nil
+}
+
 func (s *memorySession) Holders(_ context.Context, name string, lock backends.Lock) ([]backends.Holder, error) {
 	s.m.travel()
 	s.m.mu.Lock()

@@ -53,7 +53,8 @@ type Options struct {
 type Table struct {
 	options Options
 	log     *slog.Logger
-	stop    context.CancelFunc // ends run
+	life    context.Context    // ends with Close
+	stop    context.CancelFunc // ends life
 	ended   chan struct{}      // closed when run has ended
 
 	// mu guards all that follows, and what hangs on it. It is never held
@@ -117,9 +118,9 @@ func New(ctx context.Context, options Options) (*Table, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	run, stop := context.WithCancel(context.Background())
+	life, stop := context.WithCancel(context.Background())
 	t := &Table{
-		options: options, log: log, stop: stop, ended: make(chan struct{}),
+		options: options, log: log, life: life, stop: stop, ended: make(chan struct{}),
 		names: map[string]*name{}, session: session, news: make(chan struct{}),
 		waiting: map[Owner][]*waiter{}, leaving: map[string][]*ask{}, lost: map[uint64]bool{}, flushed: map[uint64]time.Time{},
 		warm: map[*name]bool{}, idle: time.NewTimer(time.Hour), departure: time.NewTimer(time.Hour),
@@ -127,7 +128,7 @@ func New(ctx context.Context, options Options) (*Table, error) {
 	t.idle.Stop()
 	t.departure.Stop()
 	t.until(session)
-	go t.run(run, session)
+	go t.run(life, session)
 	return t, nil
 }
 
