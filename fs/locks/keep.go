@@ -38,7 +38,8 @@ const (
 	mostPatience  = 64
 	// worthwhile is how many takings make up for one that was in vain.
 	worthwhile = 8
-	briefly    = 5 * time.Millisecond
+	// briefly is how long a claim is kept that needs no more than that nobody waits for the back end (Table.brief).
+	briefly = 5 * time.Millisecond
 	// maxWarm bounds the names that are kept idle, and those remembered for it.
 	maxWarm = 1024
 )
@@ -97,7 +98,11 @@ func (t *Table) mayBeGone(n *name) *closing {
 	if t.closed || !slices.ContainsFunc(n.list, func(k backends.Claim) bool { return k.Hint == backends.Kept }) {
 		return nil
 	}
-	return t.closing(n, n.held)
+	c := t.closing(n, n.held)
+	if c == nil || time.Since(slices.MinFunc(c.since, time.Time.Compare)) > flushLimit {
+		return nil
+	}
+	return c
 }
 
 // giveUpLater is the rest of giveUp, when a RELEASE has come or is not to be expected any more.
@@ -124,8 +129,8 @@ func (t *Table) keeps(n *name) bool {
 // staying reports whether this node is likely to be the next that wants the name.
 func (h *habit) staying() bool { return h.streak >= max(h.patience, leastPatience) }
 
-// brief is how long a claim is kept that may be idle for all that other nodes know, where this node is not likely to be the next that wants it:
-// until the caller of its unlock has its answer.
+// brief is how long a claim is kept that may be idle for all that other nodes know, where this node is not likely to be the next that wants it: the
+// caller of its unlock has its answer by then, and those that came free meanwhile can be given back together.
 func (t *Table) brief() time.Duration { return min(briefly, t.options.KeepIdle) }
 
 // parting is a name whose claim is kept for a moment, since it came out of use.
@@ -142,7 +147,7 @@ func (t *Table) part() {
 	for len(t.parting) > 0 && clock()-t.parting[0].since >= t.brief() {
 		p := t.parting[0]
 		t.parting = t.parting[1:]
-		if p.n.unused() && p.n.idleSince == p.since {
+		if t.names[p.n.name] == p.n && p.n.unused() && p.n.idleSince == p.since {
 			if w := t.settle(p.n); w.change != nil {
 				due = append(due, w.change)
 			}

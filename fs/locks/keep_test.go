@@ -149,6 +149,9 @@ func TestNeverRefusedWhileFree(t *testing.T) {
 			}
 			var holders []held
 			for step := range 150 {
+				if rand.IntN(8) == 0 {
+					time.Sleep(rand.N(2 * briefly))
+				}
 				if len(holders) > 0 && rand.IntN(2) == 0 {
 					i := rand.IntN(len(holders))
 					s.unlock(holders[i].node, holders[i].handle)
