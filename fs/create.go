@@ -78,7 +78,9 @@ func (f *FileSystem) createOrOpen(interrupt <-chan struct{}, c creation) (*handl
 			if c.again {
 				bare, err = f.lockBriefly(interrupt, h, func() error { return nil })
 			} else {
-				err = f.lookAgain(c.in.Pid, c.retry(f))
+				again := c.retry(f)
+				again.info = &info
+				err = f.lookAgain(c.in.Pid, again)
 			}
 		}
 	}

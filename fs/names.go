@@ -19,18 +19,28 @@ func (f *FileSystem) Lookup(cancel <-chan struct{}, in *fuse.InHeader, component
 		return f.status("look up", component, err)
 	}
 	told := f.retries.expected(in.Pid, name)
-	o, opens := opening{}, false
-	if told == nil && f.reach.isOut() {
-		if o, opens = openingOf(in.Pid); opens && o.ofLock() && f.lookUpBlindly(o, in, name, out) {
+	blindly := func() (opens, done bool) {
+		o, ok := openingOf(in.Pid)
+		switch opens = ok && o.ofLock(); {
+		case !opens:
+			return false, false
+		case told != nil:
+			return true, f.sayAgain(told, out)
+		}
+		return true, f.lookUpBlindly(o, in, name, out)
+	}
+	if f.reach.isOut() {
+		if _, done := blindly(); done {
 			return fuse.OK
 		}
 	}
 	err = f.lookUp(cancel, in, name, told, out)
 	if unreachable(err) {
-		if o, opens = openingOf(in.Pid); opens && o.ofLock() {
-			if told == nil && f.lookUpBlindly(o, in, name, out) {
-				return fuse.OK
-			}
+		opens, done := blindly()
+		if done {
+			return fuse.OK
+		}
+		if opens {
 			err = lockErrno(err)
 		}
 	}

@@ -45,7 +45,13 @@ func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *f
 	old := stale(n, info, err)
 	switch {
 	case told == nil && !n.private && (old || bare && in.Pid != 0):
-		return f.lookAgain(in.Pid, retry{name: name, handle: h, bare: bare})
+		again := retry{name: name, handle: h, bare: bare}
+		if err == nil {
+			again.info = &info
+		}
+		return f.lookAgain(in.Pid, again)
+	case told != nil && told.doubted:
+		err = f.judge(in, name, info, err, old)
 	case old:
 		info, err = f.nodes.lastTold(n.id), nil // see retry.go
 	}
@@ -60,6 +66,17 @@ func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *f
 	}
 	out.Fh, out.OpenFlags = h.id, openFlags
 	return nil
+}
+
+// judge decides about an open of which LOOKUP could not ask what the name is.
+func (f *FileSystem) judge(in *fuse.OpenIn, name string, info backends.Info, err error, old bool) error {
+	switch {
+	case old:
+		return lockErrno(fmt.Errorf("open %q: while the back end could not be asked it was removed or replaced: %w", name, backends.ErrUnavailable))
+	case err == nil && !permits(&in.InHeader, info, access(in.Flags)):
+		return syscall.EACCES
+	}
+	return err
 }
 
 // whatIsOpened says what the name is now. Where nothing was waited for, the thread's GETATTR has just asked.

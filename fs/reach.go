@@ -22,7 +22,8 @@ import (
 //   - LOOKUP of what is to be opened makes a private nodeid for a file of the caller's that may not exist (node.blind). It
 //     is good for one thing: for OPEN to wait on, interruptibly, until the store can be reached.
 //   - That OPEN then answers ESTALE, so the kernel repeats the open with everything looked up anew (retry.go): permissions and
-//     existence are judged by the truth.
+//     existence are judged by the truth. Should the store be out of reach again just then, LOOKUP says what was true a moment ago, and
+//     OPEN waits once more, and judges (retry.info).
 //
 // O_EXCL can't go this way: that the name is there would be the answer. All else that asks the store (stat, mkdir, readdir, …)
 // fails after the back end's time-out.
@@ -121,6 +122,17 @@ func (f *FileSystem) statToOpen(ctx context.Context, name string, wait bool) (ba
 	}
 }
 
+// sayAgain answers the LOOKUP of a thread that was told to look again by what was known then; false: nothing was. OPEN can't have it look once more, so it judges
+// itself what the name is when the store can be reached.
+func (f *FileSystem) sayAgain(told *retry, out *fuse.EntryOut) bool {
+	if told.info == nil {
+		return false
+	}
+	f.retries.doubt(told)
+	f.fillEntry(out, told.name, *told.info, true)
+	return true
+}
+
 // lookUpBlindly answers a LOOKUP without the store; false: it may not.
 func (f *FileSystem) lookUpBlindly(o opening, in *fuse.InHeader, name string, out *fuse.EntryOut) bool {
 	info, known := f.nodes.known(name)
@@ -164,9 +176,11 @@ func (f *FileSystem) answerBlindly(n *node, in *fuse.GetAttrIn, out *fuse.AttrOu
 func (f *FileSystem) openBlindly(interrupt <-chan struct{}, n *node, name string, in *fuse.OpenIn) error {
 	ctx, stop := newCaller(interrupt)
 	defer stop()
-	_, err := f.statToOpen(ctx, name, in.Flags&syscall.O_NONBLOCK == 0)
+	info, err := f.statToOpen(ctx, name, in.Flags&syscall.O_NONBLOCK == 0)
 	told := retry{name: name}
 	switch {
+	case err == nil:
+		told.info = &info
 	case errors.Is(err, backends.ErrNotExist) && n.blind.creates() && f.mayCreate(&in.InHeader, name):
 		told.handle, told.bare, err = f.openLocked(ctx, nil, name, in)
 		if err != nil {

@@ -39,8 +39,11 @@ type retry struct {
 	create *backends.Info
 	handle *handle // owned by the retry until it is taken
 	bare   bool    // of handle
-	late   bool    // it did not come back within retryFor
-	expiry *time.Timer
+	// info is what the name was when the thread was told; nil: not known. doubted: LOOKUP has said so again, and could not ask.
+	info    *backends.Info
+	doubted bool
+	late    bool // it did not come back within retryFor
+	expiry  *time.Timer
 }
 
 // retryFor is how long a handle, and the lock that it may have, is kept for the
@@ -62,6 +65,13 @@ func (r *retries) expected(thread uint32, name string) *retry {
 		return told
 	}
 	return nil
+}
+
+// doubt notes that LOOKUP has said what was known when the thread was told.
+func (r *retries) doubt(told *retry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	told.doubted = true
 }
 
 // takeRetry is expected, and forgets it: the thread has come back. A handle that it has is the caller's now.
