@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -30,13 +31,47 @@ func (f *FileSystem) open(interrupt <-chan struct{}, n *node, name string, in *f
 	}
 	ctx, stop := newCaller(interrupt)
 	defer stop()
-	if f.reach.isOut() {
-		// It is waited for before the lock is taken, lest that be lost meanwhile.
-		if _, err := f.statToOpen(ctx, name, in.Flags&syscall.O_NONBLOCK == 0); err != nil && !stale(n, backends.Info{}, err) {
+	if err := f.waitToOpen(ctx, n, name, in); err != nil {
+		return err
+	}
+	told := f.takeRetry(in.Pid, name)
+	for {
+		err := f.openOnce(interrupt, ctx, told, n, name, in, out)
+		switch {
+		case !unreachable(err):
+			return err
+		case in.Flags&syscall.O_NONBLOCK != 0:
+			return lockErrno(err)
+		}
+		// The store went away when the file was to be truncated. The lock was let go again, and it begins anew.
+		f.reach.out()
+		if told != nil {
+			told = &retry{name: name, doubted: told.doubted} // its handle is used up
+		}
+		select {
+		case <-time.After(probePause): // what answers may still refuse to write
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := f.waitToOpen(ctx, n, name, in); err != nil {
 			return err
 		}
 	}
-	told := f.takeRetry(in.Pid, name)
+}
+
+// waitToOpen waits for a store that is known to be out of reach, before the lock is taken, lest that be lost meanwhile.
+func (f *FileSystem) waitToOpen(ctx context.Context, n *node, name string, in *fuse.OpenIn) error {
+	if !f.reach.isOut() {
+		return nil
+	}
+	if _, err := f.statToOpen(ctx, name, in.Flags&syscall.O_NONBLOCK == 0); err != nil && !stale(n, backends.Info{}, err) {
+		return err
+	}
+	return nil
+}
+
+// openOnce is open but for the waiting for the store. Where it fails it leaves nothing.
+func (f *FileSystem) openOnce(interrupt <-chan struct{}, ctx context.Context, told *retry, n *node, name string, in *fuse.OpenIn, out *fuse.OpenOut) error {
 	h, bare, err := f.openLocked(ctx, told, name, in)
 	if err != nil {
 		return err

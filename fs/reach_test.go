@@ -20,7 +20,14 @@ import (
 // shaky is a back end whose names are out of reach from time to time.
 type shaky struct {
 	backends.Backend
-	down atomic.Bool
+	down, noWrites atomic.Bool
+}
+
+func (s *shaky) Update(ctx context.Context, ino uint64, attr backends.Attr) (backends.Info, error) {
+	if s.noWrites.Load() {
+		return backends.Info{}, backends.ErrUnavailable
+	}
+	return s.Backend.Update(ctx, ino, attr)
 }
 
 func (s *shaky) Stat(ctx context.Context, name string) (backends.Info, error) {
@@ -28,6 +35,21 @@ func (s *shaky) Stat(ctx context.Context, name string) (backends.Info, error) {
 		return backends.Info{}, backends.ErrUnavailable
 	}
 	return s.Backend.Stat(ctx, name)
+}
+
+// onShaky is a file system on one.
+func onShaky(t *testing.T) (*FileSystem, *shaky) {
+	t.Helper()
+	backend, err := filebackend.Open(t.Context(), config.File{Path: t.TempDir()}, "test", nil)
+	must(t, err)
+	s := &shaky{Backend: backend}
+	f, err := New(t.Context(), Options{Backend: s, Config: &config.Config{Cluster: "test", Node: "node", SessionTTL: 5 * time.Second}})
+	must(t, err)
+	t.Cleanup(func() {
+		must(t, f.Close(context.Background()))
+		must(t, backend.Close())
+	})
+	return f, s
 }
 
 // inOpen starts a thread that stands in an open(2) for writing of a path, until the test ends.
@@ -77,16 +99,8 @@ func TestOutOfReachAgain(t *testing.T) {
 		"the name is removed": {func(t *testing.T, s backends.Store) { must(t, s.Remove(t.Context(), "x", false)) }, fuse.Status(syscall.ENOLCK)},
 	} {
 		t.Run(what, func(t *testing.T) {
-			backend, err := filebackend.Open(t.Context(), config.File{Path: t.TempDir()}, "test", nil)
-			must(t, err)
-			s := &shaky{Backend: backend}
-			f, err := New(t.Context(), Options{Backend: s, Config: &config.Config{Cluster: "test", Node: "node", SessionTTL: 5 * time.Second}})
-			must(t, err)
-			t.Cleanup(func() {
-				must(t, f.Close(context.Background()))
-				must(t, backend.Close())
-			})
-			_, err = backend.Create(t.Context(), "x", backends.Info{Mode: syscall.S_IFREG | 0o600, UID: user})
+			f, s := onShaky(t)
+			_, err := s.Create(t.Context(), "x", backends.Info{Mode: syscall.S_IFREG | 0o600, UID: user})
 			must(t, err)
 			header := fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID, Caller: fuse.Caller{Pid: inOpen(t, filepath.Join(t.TempDir(), "x")), Owner: fuse.Owner{Uid: user}}}
 
@@ -118,7 +132,7 @@ func TestOutOfReachAgain(t *testing.T) {
 				t.Fatalf("the first time: %v", status)
 			}
 			node := look()
-			c.meanwhile(t, backend)
+			c.meanwhile(t, s.Backend)
 			status, out := open(node)
 			if status != c.want {
 				t.Errorf("the second time: %v, want %v", status, c.want)
@@ -134,4 +148,48 @@ func TestOutOfReachAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTruncationOutOfReach: an open whose file can't be truncated, for the back end has gone, waits, and holds nothing meanwhile. A signal ends it.
+func TestTruncationOutOfReach(t *testing.T) {
+	f, s := onShaky(t)
+	info, err := s.Create(t.Context(), "x", backends.Info{Mode: syscall.S_IFREG | 0o600})
+	must(t, err)
+	_, err = s.Write(t.Context(), info.Ino, 0, []byte("words"), time.Now())
+	must(t, err)
+	var entry fuse.EntryOut
+	if status := f.Lookup(nil, &fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}, "x", &entry); status != fuse.OK {
+		t.Fatal(status)
+	}
+	in := &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: entry.NodeId}, Flags: syscall.O_WRONLY | syscall.O_TRUNC}
+	var out fuse.OpenOut
+	start := func() (interrupt chan struct{}, opened chan fuse.Status) {
+		interrupt, opened = make(chan struct{}), make(chan fuse.Status, 1)
+		go func() { opened <- f.Open(interrupt, in, &out) }()
+		eventually(t, "it holds nothing", func() bool { return f.reach.isOut() || !f.table.Held("x") })
+		if len(opened) > 0 {
+			t.Fatalf("it has returned: %v", <-opened)
+		}
+		return interrupt, opened
+	}
+	s.noWrites.Store(true)
+	interrupt, opened := start()
+	close(interrupt)
+	if status := <-opened; status != fuse.EINTR || f.table.Held("x") {
+		t.Errorf("a signal ends it with %v, lock held %v", status, f.table.Held("x"))
+	}
+	in.Flags |= syscall.O_NONBLOCK
+	if status := f.Open(nil, in, &out); status != fuse.Status(syscall.ENOLCK) || f.table.Held("x") {
+		t.Errorf("with O_NONBLOCK: %v, lock held %v", status, f.table.Held("x"))
+	}
+	in.Flags &^= syscall.O_NONBLOCK
+	_, opened = start()
+	s.noWrites.Store(false)
+	if status := <-opened; status != fuse.OK || !f.table.Held("x") {
+		t.Fatalf("when the back end is back: %v, lock held %v", status, f.table.Held("x"))
+	}
+	if info, err := s.StatInode(t.Context(), info.Ino); err != nil || info.Size != 0 {
+		t.Errorf("truncated: %+v, %v", info, err)
+	}
+	f.Release(nil, &fuse.ReleaseIn{Fh: out.Fh})
 }

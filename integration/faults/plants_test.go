@@ -56,6 +56,15 @@ var plants = map[string]planted{
 	waitFor(`,
 		found: []string{"a lock refused that nobody held"},
 	},
+	"a claim may be idle, and the back end has not been told so": {
+		file: "fs/locks/ask.go", old: "n.gain(claim, t.options.Turn)", new: "claim.Hint = backends.Kept; n.gain(claim, t.options.Turn)",
+		found: []string{"a lock refused that nobody held"},
+	},
+	"a claim that was kept for a moment is not given back": {
+		file: "backends/redis/change.go", old: "args = append(args, c.Name, s.full(c.ID))",
+		new:   `id := s.full(c.ID); if s.numbers.Add(1)%20 == 0 { id += "x" }; args = append(args, c.Name, id)`,
+		found: []string{"has taken no lock", "does not end", "left in the back end"},
+	},
 	"a signal ends an unlock before it is visible": {
 		file: "fs/locks/release.go", old: "func (t *Table) Unlock(_ context.Context, r Request) error {",
 		new: `func (t *Table) Unlock(ctx context.Context, r Request) error {
