@@ -23,6 +23,7 @@ import (
 	"context"
 	"log/slog"
 	"math"
+	"os"
 	"time"
 )
 
@@ -60,6 +61,9 @@ type SessionOptions struct {
 	// still get the dead holder's late writes. Its requests are gone at once.
 	// It is not kept by a server that forgets.
 	LockDelay time.Duration
+	// Guard, where not nil, is handed what keeps the session alive, where that is an open file (the file back end's), before Open returns: as long as another
+	// process has it open as well, the locks of a session whose own process dies do not come free. An error ends Open. The file is the session's.
+	Guard func(*os.File) error
 	// Log takes what nobody can be returned: failed renewals, reconnects.
 	// nil discards.
 	Log *slog.Logger

@@ -86,7 +86,7 @@ func New(ctx context.Context, o Options) (*FileSystem, error) {
 	}
 	f.life, f.end = context.WithCancel(context.WithoutCancel(ctx))
 	f.reach = &reach{store: f.store, life: f.life}
-	session := backends.SessionOptions{Node: o.Config.Node, TTL: o.Config.SessionTTL, LockDelay: o.Config.LockDelay, Log: log}
+	session := backends.SessionOptions{Node: o.Config.Node, TTL: o.Config.SessionTTL, LockDelay: o.Config.LockDelay, Guard: o.Guard, Log: log}
 	table, err := locks.New(ctx, locks.Options{
 		Open: func(ctx context.Context) (backends.Session, error) {
 			return o.Backend.Open(ctx, session)

@@ -38,6 +38,8 @@ type Options struct {
 	Device *os.File
 	// Ledger is shared with a keeper that looks after the holders when this process can't; nil: there is none.
 	Ledger *ledger.Ledger
+	// Guard is as in backends.SessionOptions.
+	Guard func(*os.File) error
 }
 
 // Server is a live mount.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -359,4 +360,63 @@ func (k task) letGo(ctx context.Context, s, other backends.Session, c backends.C
 	}
 	fmt.Println("all is well")
 	return nil
+}
+
+// TestGuard: a session whose process is killed lives on as long as another process has its file open, and no longer. One that can't be guarded is none.
+func TestGuard(t *testing.T) {
+	dir := newDir(t)
+	b := openBackend(t, dir)
+	failing := errors.New("nobody there")
+	if _, err := b.Open(bounded(t), backends.SessionOptions{Node: "n", Guard: func(*os.File) error { return failing }}); !errors.Is(err, failing) || !errors.Is(err, backends.ErrUnavailable) {
+		t.Errorf("a session without its guard: %v", err)
+	}
+	holder := startChild(t, task{Dir: dir, Name: "x", Lock: writeAll})
+	holder.says("granted")
+	guard := sameFile(t, holder.cmd.Process.Pid, "/sessions/")
+	s := openSession(t, b)
+	got := make(chan error, 1)
+	queued := make(chan struct{})
+	go func() {
+		_, err := s.Acquire(bounded(t), "x", backends.Request{Lock: writeAll, Wait: true, Queued: func() { close(queued) }})
+		got <- err
+	}()
+	<-queued
+	holder.kill()
+	select {
+	case err := <-got:
+		t.Errorf("a guarded session's lock came free: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if err := unix.Close(guard); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+}
+
+// sameFile returns a descriptor of a file that a process has open, shared with it.
+func sameFile(t *testing.T, pid int, path string) (fd int) {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd/", pid)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(process)
+	for _, theirs := range fds {
+		target, _ := os.Readlink(dir + theirs.Name()) // it may have been closed
+		if number, err := strconv.Atoi(theirs.Name()); err == nil && strings.Contains(target, path) {
+			if fd, err = unix.PidfdGetfd(process, number, 0); err != nil {
+				t.Fatal(err)
+			}
+			return fd
+		}
+	}
+	t.Fatalf("process %d has nothing of %s open", pid, path)
+	return -1
 }

@@ -26,8 +26,8 @@ type session struct {
 	id    string
 	log   *slog.Logger
 	ttl   time.Duration
-	file  *flock.Flock // kept locked as long as the session lives
-	stat  os.FileInfo  // of that file, to know it again
+	file  *os.File    // kept locked as long as the session lives
+	stat  os.FileInfo // of that file, to know it again
 	sock  *net.UnixListener
 	inbox *inbox
 
@@ -119,6 +119,12 @@ func (b *Backend) openSession(ctx context.Context, options backends.SessionOptio
 	if err := s.register(presence{Node: options.Node, LockDelay: options.LockDelay}); err != nil {
 		return nil, err
 	}
+	if options.Guard != nil {
+		if err := options.Guard(s.file); err != nil {
+			s.unregister()
+			return nil, fmt.Errorf("%w: %w", backends.ErrUnavailable, err)
+		}
+	}
 	sock, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: a.socketPath(s.id), Net: "unixpacket"})
 	if err != nil {
 		s.unregister()
@@ -145,26 +151,39 @@ func (s *session) register(p presence) error {
 			_ = os.Remove(path) // perhaps half written
 			return kind(err)
 		}
-		s.file = flock.New(path)
-		if err := s.file.Lock(); err != nil {
+		s.file, err = os.Open(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
 			_ = os.Remove(path) // unlocked, it would be swept by the next
 			return kind(err)
 		}
-		if s.stat, err = s.file.Stat(); err != nil {
+		err = retry(func() error { return unix.Flock(int(s.file.Fd()), unix.LOCK_EX) })
+		if err == nil {
+			s.stat, err = s.file.Stat()
+		}
+		if err != nil {
 			s.unregister()
 			return kind(err)
 		}
 		if s.present() {
 			return nil
 		}
-		_ = s.file.Close() // its file is gone
+		s.unlock() // its file is gone
 	}
+}
+
+// unlock lets go of the session's file, whoever has it open as well.
+func (s *session) unlock() {
+	_ = unix.Flock(int(s.file.Fd()), unix.LOCK_UN)
+	_ = s.file.Close()
 }
 
 // unregister removes the session's file, then lets go of it.
 func (s *session) unregister() {
 	_ = os.Remove(s.a.sessionPath(s.id)) // if it stays, it is swept by the next session
-	_ = s.file.Close()
+	s.unlock()
 }
 
 // present reports whether the session's file is where peers look for it.
@@ -217,7 +236,7 @@ func (s *session) end(why error) {
 			_ = c.Close() // tells the peer that we are gone
 		}
 		s.mu.Unlock()
-		_ = s.file.Close() // closing its descriptor unlocks
+		s.unlock()
 	})
 }
 

@@ -10,7 +10,8 @@
 //   - Past the lease's end, unless the server says in the page that it is at it: the keeper does what on_lost says to the
 //     holders, then aborts the mount, kills the server, and mounts afresh with a new one. Where the server does say so, the keeper waits until
 //     the time by which it is to be done, but not with KILL: for that nobody has to wait, and to be killed twice does no harm.
-//   - When the server dies: the same, at once, for nobody renews its lease any more.
+//   - When the server dies: the same, at once, for nobody renews its lease any more. A lease that ends with its process (the file back end's) is one that
+//     the keeper holds as well until then (guard).
 //   - When the keeper dies: the pipe that it holds ends, at which the server stops the holders, says goodbye and unmounts.
 //   - At SIGTERM the keeper ends that pipe itself.
 //
@@ -87,7 +88,8 @@ type server struct {
 	device *os.File
 	mount  mountpoint.Mount
 	page   *ledger.Ledger
-	life   *os.File     // its end tells the server to go
+	life   *os.File // its end tells the server to go
+	guard  *guard
 	answer <-chan error // of the start
 	ended  chan struct{}
 	err    error // how it ended; set before ended is closed
@@ -186,12 +188,19 @@ func (k *Keeper) spawn(s *server) error {
 		return errors.Join(fmt.Errorf("start the server: %w", err), answer.Close())
 	}
 	defer theirLife.Close()
-	s.life, s.cmd = life, k.Command()
-	s.cmd.ExtraFiles = []*os.File{theirAnswer, s.device, s.page.File(), theirLife}
+	guard, theirGuard, err := newGuard()
+	if err != nil {
+		return errors.Join(err, answer.Close(), life.Close())
+	}
+	defer theirGuard.Close()
+	s.life, s.guard, s.cmd = life, guard, k.Command()
+	s.cmd.ExtraFiles = []*os.File{theirAnswer, s.device, s.page.File(), theirLife, theirGuard}
 	s.cmd.Env = append(s.cmd.Environ(), daemon.EnvReady+"=3")
 	if err := s.cmd.Start(); err != nil {
+		guard.letGo()
 		return errors.Join(fmt.Errorf("start the server: %w", err), answer.Close(), life.Close())
 	}
+	go guard.receive() // ends with the server, or with letGo
 	answers := make(chan error, 1)
 	s.answer = answers
 	go func() { // ends with the server
@@ -319,6 +328,8 @@ func (k *Keeper) bury(s *server, reason error, final bool) {
 			k.Log.Debug("closing the device will have to do", "error", err)
 		}
 		_ = s.cmd.Process.Kill() // it may be gone
+	} else {
+		s.guard.letGo()
 	}
 	_ = s.device.Close() // the last one, when the server is gone: nothing can be written to it
 	_ = s.life.Close()   // it may be closed
@@ -349,7 +360,10 @@ func (k *Keeper) lose(s *server, reason error) {
 		hurry(entries)
 	}
 	hunt := holders.Start(s.mount.Ledger(), entries, k.Log)
-	k.hunts.Go(func() { hunt.Finish(context.Background()) })
+	k.hunts.Go(func() {
+		hunt.Finish(context.Background())
+		s.guard.letGo() // from here on others may get the locks
+	})
 	for _, e := range entries {
 		if !e.Waits {
 			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", e.PID)) // may be gone

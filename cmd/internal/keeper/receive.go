@@ -17,13 +17,15 @@ type Received struct {
 	// Device is /dev/fuse, mounted.
 	Device *os.File
 	Page   *ledger.Ledger
+	// Guard is for backends.SessionOptions.
+	Guard func(*os.File) error
 	// Gone is closed when the server is to go: the keeper says so, or has gone itself.
 	Gone <-chan struct{}
 }
 
 // Receive takes over what the keeper handed to this process, and decodes its brief.
 func Receive(brief any) (*Received, error) {
-	for fd := 4; fd <= 6; fd++ {
+	for fd := 4; fd <= 7; fd++ {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
 			return nil, errors.New("this command is for lockfs mount to call, not for people")
 		}
@@ -41,10 +43,15 @@ func Receive(brief any) (*Received, error) {
 	if err != nil {
 		return nil, err
 	}
+	conn, err := packets(7)
+	if err != nil {
+		return nil, err
+	}
+	guard := &guarded{conn: conn}
 	gone := make(chan struct{})
 	go func() { // ends with the keeper, at the latest
 		_, _ = io.Copy(io.Discard, life)
 		close(gone)
 	}()
-	return &Received{os.NewFile(4, "/dev/fuse"), page, gone}, nil
+	return &Received{Device: os.NewFile(4, "/dev/fuse"), Page: page, Guard: guard.hold, Gone: gone}, nil
 }
