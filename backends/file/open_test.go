@@ -457,3 +457,21 @@ func TestDirectoryIsMadeAnewOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestStoodStill: a session whose process stood still, and whose directory was removed meanwhile, is not valid for a moment when it goes on.
+func TestStoodStill(t *testing.T) {
+	b := openBackend(t, newDir(t))
+	s := openSession(t, b)
+	longAgo := int64(time.Since(began) - time.Hour)
+	s.seen.Store(longAgo)
+	if !s.Valid() || s.seen.Load() == longAgo {
+		t.Errorf("valid %v, with its file last seen %v after the process began", s.Valid(), time.Duration(s.seen.Load()))
+	}
+	s.seen.Store(longAgo)
+	if err := os.Remove(s.a.sessionPath(s.id)); err != nil {
+		t.Fatal(err)
+	}
+	if s.Valid() {
+		t.Error("valid, and peers can't see it")
+	}
+}

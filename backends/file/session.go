@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -26,8 +27,9 @@ type session struct {
 	id    string
 	log   *slog.Logger
 	ttl   time.Duration
-	file  *os.File    // kept locked as long as the session lives
-	stat  os.FileInfo // of that file, to know it again
+	file  *os.File     // kept locked as long as the session lives
+	stat  os.FileInfo  // of that file, to know it again
+	seen  atomic.Int64 // when it was last seen in its place: ns since began
 	sock  *net.UnixListener
 	inbox *inbox
 
@@ -188,11 +190,24 @@ func (s *session) unregister() {
 
 // present reports whether the session's file is where peers look for it.
 func (s *session) present() bool {
+	looked := time.Since(began)
 	now, err := os.Lstat(s.a.sessionPath(s.id))
 	if err != nil {
 		return !errors.Is(err, os.ErrNotExist)
 	}
-	return os.SameFile(now, s.stat)
+	same := os.SameFile(now, s.stat)
+	if same {
+		s.seen.Store(int64(looked))
+	}
+	return same
+}
+
+// began is when this process did, more or less.
+var began = time.Now()
+
+// unwatched reports whether the session's file was not looked for as often as it should be: the process stood still, and the watch with it.
+func (s *session) unwatched() bool {
+	return time.Since(began)-time.Duration(s.seen.Load()) > noticeTime*5/4
 }
 
 // watch sees that the session's file stays: should somebody remove the directory, peers
@@ -246,8 +261,12 @@ func (s *session) ID() string { return s.id }
 // Events delivers who waits for what this session holds.
 func (s *session) Events() <-chan backends.Event { return s.inbox.out }
 
-// Valid reports whether the session lives: until Close, or until its file is found gone.
+// Valid reports whether the session lives: until Close, or until its file is found gone. Where the process stood still it looks for
+// that before it says yes: the directory may have been removed and made anew meanwhile, by those who saw it (Backend.here).
 func (s *session) Valid() bool {
+	if s.unwatched() {
+		_ = s.check() // it ends the session itself
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !s.over

@@ -147,8 +147,13 @@ func readOnly(r *run, _ *node, rng *rand.Rand) bool {
 	return true
 }
 
-// removeDir takes the directory away, in one step.
+// removeDir takes the directory away, in one step. No node is mounted or stands still meanwhile: one that learns of it late, or not at all, can let a second
+// holder in (docs/reliability.md, 'The file back end').
 func removeDir(r *run, _ *node, _ *rand.Rand) bool {
+	for _, n := range r.nodes {
+		n.busy.Lock()
+		defer n.busy.Unlock()
+	}
 	d := r.diskOf()
 	gone := d.dir + ".gone"
 	if err := errors.Join(os.Rename(d.dir, gone), os.RemoveAll(gone)); err != nil {
