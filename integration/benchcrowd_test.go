@@ -23,7 +23,7 @@ type crowdFigure struct {
 }
 
 func (b *bench) measureCrowds(t *testing.T, kind string) {
-	e, program := newEnv(t, kind), buildCrowd(t)
+	e, program := newBenchEnv(t, kind), buildCrowd(t)
 	for range 4 {
 		e.mount()
 	}
@@ -108,7 +108,7 @@ type waitFigure struct {
 const waitMounts = 4
 
 func (b *bench) measureWaiters(t *testing.T, kind string) {
-	e, meter := newEnv(t, kind), newMeter(t, kind)
+	e, meter := newBenchEnv(t, kind), newMeter(t, kind)
 	for range waitMounts {
 		e.mount("session_ttl: 60s") // ZooKeeper's longest: few heartbeats in what is counted
 	}

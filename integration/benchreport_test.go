@@ -22,7 +22,7 @@ var titles = map[string]string{"": "floor", "file": "file", "redis": "Redis", "z
 
 func benchMachine() string {
 	redis, _, _ := strings.Cut(report.Version("redis-server", "--version"), " sha=")
-	return report.Machine() + "; " + redis + ", no persistence; ZooKeeper of Debian's package, one server, log on " + filepath.Clean(os.TempDir())
+	return report.Machine() + "; " + redis + ", no persistence; the file back end on /dev/shm; ZooKeeper of Debian's package, one server, log on " + filepath.Clean(os.TempDir())
 }
 
 func (b *bench) write(t *testing.T, machine string) {

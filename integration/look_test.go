@@ -63,9 +63,10 @@ func (e *env) empty(t testing.TB, limit time.Duration) {
 	}
 }
 
-func newFileEnv(t testing.TB) *env {
+func newFileEnv(t testing.TB) *env { return newFileEnvIn(t, t.TempDir()) }
+
+func newFileEnvIn(t testing.TB, dir string) *env {
 	e := emptyEnv(t, "file")
-	dir := t.TempDir()
 	e.backend = fmt.Sprintf("{type: file, config: {path: %q}}", dir)
 	e.look = fileLook(dir)
 	return e
