@@ -53,8 +53,8 @@ type bench struct {
 
 // floors are medians.
 type floors struct {
-	ping, exists time.Duration
-	fuse         map[string]time.Duration // a trip into a mount, by back end
+	server map[string]latency       // a trip to the server, by back end
+	fuse   map[string]time.Duration // a trip into a mount, by back end
 }
 
 // latency is how long one thing takes.
@@ -65,7 +65,7 @@ type latency struct {
 }
 
 func TestBench(t *testing.T) {
-	b := &bench{scale: quickBench, floors: floors{fuse: map[string]time.Duration{}}}
+	b := &bench{scale: quickBench, floors: floors{server: map[string]latency{}, fuse: map[string]time.Duration{}}}
 	whole := os.Getenv(benchEnv) == "docs"
 	if whole {
 		if raced {
@@ -117,13 +117,20 @@ func (b *bench) measureFloors(t *testing.T) {
 	t.Cleanup(func() { os.Remove(path) })
 	c := newBenchClient(t, path)
 	b.latencies = append(b.latencies, summary("flock + unlock on tmpfs", "", c.ask("cycle", b.scale.rounds).Times, -1))
+}
 
-	redis := newRedisClient(t, redisServer(t))
-	ping := summary("Redis: PING by the client library", "", here(t, b.scale.rounds, func() error { return redis.Ping(context.Background()).Err() }), 1)
-	zoo := zooKeeperClient(t, zooKeeperServer(t))
-	exists := summary("ZooKeeper: exists by the client library", "", here(t, b.scale.rounds, func() error { _, _, err := zoo.Exists("/"); return err }), 1)
-	b.floors.ping, b.floors.exists = ping.p50, exists.p50
-	b.latencies = append(b.latencies, ping, exists)
+// serverTrip is a trip to the server and back by its client library, and what it is called; nil: there is no server.
+func serverTrip(t *testing.T, kind string) (what string, trip func() error) {
+	t.Helper()
+	switch kind {
+	case "redis":
+		c := newRedisClient(t, redisServer(t))
+		return "Redis: PING by the client library", func() error { return c.Ping(context.Background()).Err() }
+	case "zookeeper":
+		c := zooKeeperClient(t, zooKeeperServer(t))
+		return "ZooKeeper: exists by the client library", func() error { _, _, err := c.Exists("/"); return err }
+	}
+	return "", nil
 }
 
 // here times f in this process.
@@ -154,6 +161,8 @@ func (b *bench) measureFew(t *testing.T, kind string) {
 	e.mount()
 	handed := b.handOvers(t, e)
 	c := newBenchClient(t, e.on(0, "x"))
+	floor, trip := serverTrip(t, kind)
+	var trips []time.Duration
 	rows := []struct {
 		what, verb string
 		n          int
@@ -167,6 +176,9 @@ func (b *bench) measureFew(t *testing.T, kind string) {
 		{what: openRow, verb: "reopen", n: b.scale.slowRounds / fewRuns, args: func(int) []any { return []any{e.on(0, "x")} }},
 	}
 	for run := range fewRuns {
+		if trip != nil {
+			trips = append(trips, here(t, b.scale.rounds/fewRuns, trip)...)
+		}
 		for i := range rows {
 			row, args := &rows[i], []any(nil)
 			if row.args != nil {
@@ -176,6 +188,10 @@ func (b *bench) measureFew(t *testing.T, kind string) {
 			row.times = append(row.times, c.ask(row.verb, slices.Concat([]any{row.n}, args)...).Times...)
 			row.requests += meter.requests() - before
 		}
+	}
+	if trip != nil {
+		b.floors.server[kind] = summary(floor, "", trips, 1)
+		b.latencies = append(b.latencies, b.floors.server[kind])
 	}
 	for _, row := range rows {
 		requests := float64(row.requests) / float64(fewRuns*(row.n+warmUp(row.n)))

@@ -93,7 +93,7 @@ func (b *bench) repeatedBound(kind string) []bound {
 }
 
 func (b *bench) redisBounds() []bound {
-	trip, ping := b.floors.fuse["redis"], b.floors.ping
+	trip, ping := b.floors.fuse["redis"], b.floors.server["redis"].p50
 	first, hand := b.latency(firstRow, "redis"), b.latency(handRow, "redis")
 	firstLimit, handLimit := 2*trip+2*ping+30*time.Microsecond, 2*trip+3*ping+60*time.Microsecond
 	return []bound{
@@ -148,7 +148,7 @@ func (b *bench) latencyTable() string {
 }
 
 func (b *bench) serverFloor(kind string) time.Duration {
-	return map[string]time.Duration{"redis": b.floors.ping, "zookeeper": b.floors.exists}[kind]
+	return b.floors.server[kind].p50
 }
 
 func times(d, floor time.Duration) string {
@@ -235,8 +235,8 @@ func (b *bench) latencyChart() report.Chart {
 	for kind, trip := range b.floors.fuse {
 		limits[repeatedRow+kind] = 2 * trip * 13 / 10
 	}
-	limits[firstRow+"redis"] = 2*b.floors.fuse["redis"] + 2*b.floors.ping + 30*time.Microsecond
-	limits[handRow+"redis"] = 2*b.floors.fuse["redis"] + 3*b.floors.ping + 60*time.Microsecond
+	limits[firstRow+"redis"] = 2*b.floors.fuse["redis"] + 2*b.floors.server["redis"].p50 + 30*time.Microsecond
+	limits[handRow+"redis"] = 2*b.floors.fuse["redis"] + 3*b.floors.server["redis"].p50 + 60*time.Microsecond
 	at := map[string]int{}
 	for _, l := range b.latencies {
 		i, ok := at[l.what]

@@ -99,15 +99,20 @@ func (l *line) inTheWay(i int) (in []int, solid bool) {
 	return in, solid
 }
 
-// lastInTheWay returns the last of inTheWay, or -1: mostly the one just before i, however long the line is.
+// lastInTheWay returns which of inTheWay goes last, or -1: mostly the one just before i, however long the line is. A claim that was
+// relabelled stands at the end of the line, and yet goes before all who wait.
 func (l *line) lastInTheWay(i int) int {
-	behind := l.behind(i)
+	behind, claim := l.behind(i), -1
 	for j := len(l.state) - 1; j >= 0; j-- {
-		if l.state[j].Session != l.state[i].Session && behind(j) {
+		switch {
+		case l.state[j].Session == l.state[i].Session || !behind(j):
+		case !l.state[j].Granted:
 			return j
+		case claim < 0:
+			claim = j
 		}
 	}
-	return -1
+	return claim
 }
 
 // behind returns what reports whether the waiting entry i stands behind entry j.

@@ -67,6 +67,29 @@ func TestMarkerBeforeItsClaim(t *testing.T) {
 	}
 }
 
+// A claim that was relabelled stands at the end of the line. Who waits behind another one listens for that one's end all the same, so that a
+// release wakes the first only.
+func TestRelabelledClaimWakesTheFirst(t *testing.T) {
+	l := newLine([]node{
+		{session: "b", id: "1", kind: waits, Lock: writing, seq: 2},
+		{session: "c", id: "1", kind: waits, Lock: writing, seq: 5},
+		{session: "d", id: "1", kind: waits, Lock: writing, seq: 6},
+		{session: "a", id: "2", kind: kept, Lock: writing, seq: 9, token: 1},
+	})
+	for _, c := range []struct {
+		session string
+		listens string // to whose end
+	}{{"b", "a"}, {"c", "b"}, {"d", "c"}} {
+		for i, n := range l.nodes {
+			if n.session == c.session {
+				if at := l.lastInTheWay(i); at < 0 || l.nodes[at].session != c.listens {
+					t.Errorf("%s listens to %d of %v, want %s", c.session, at, l.nodes, c.listens)
+				}
+			}
+		}
+	}
+}
+
 // world is a line and what its sessions have been told, as the package comment tells it.
 type world struct {
 	rng  *rand.Rand

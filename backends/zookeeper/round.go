@@ -272,7 +272,7 @@ func (g *group) watchClaim(v *view, o *own, i int) []func() {
 }
 
 // wait sees to it that a request that has to wait learns when it has to no more: it
-// watches the last znode in its way, for it can't be granted while that is there. So a
+// watches the znode in its way that goes last, for it can't be granted while that is there. So a
 // release wakes those it lets in. s.mu is held.
 func (g *group) wait(v *view, o *own, i int) (acts []func()) {
 	if o.kind == waits {
