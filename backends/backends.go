@@ -155,6 +155,10 @@ type Bulk interface {
 	Drop(ctx context.Context, claims []Named) error
 }
 
+// Quiet is what a Session may be as well, where a Change that only relabels claims is no message to those who wait. There it pays to ask
+// for claims that may be idle from the beginning (Request.Hint Kept), for one that is wanted is relabelled.
+type Quiet interface{ RelabelsQuietly() }
+
 // Named is a claim on a name.
 type Named struct{ Name, ID string }
 

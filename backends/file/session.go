@@ -255,6 +255,9 @@ func (s *session) end(why error) {
 	})
 }
 
+// RelabelsQuietly is as backends.Quiet says.
+func (s *session) RelabelsQuietly() {}
+
 // ID identifies the session.
 func (s *session) ID() string { return s.id }
 

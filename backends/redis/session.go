@@ -68,6 +68,7 @@ var (
 	_ backends.Session = (*session)(nil)
 	_ backends.Prompt  = (*session)(nil)
 	_ backends.Bulk    = (*session)(nil)
+	_ backends.Quiet   = (*session)(nil)
 )
 
 func newSession(b *Backend, options backends.SessionOptions) *session {
@@ -278,6 +279,7 @@ func (s *session) overError() error {
 // ID, Events, Valid, Done and Err are as backends.Session says.
 
 func (s *session) ID() string                    { return s.id }
+func (s *session) RelabelsQuietly()              {} // as backends.Quiet says
 func (s *session) Events() <-chan backends.Event { return s.box.out }
 func (s *session) Valid() bool                   { return s.lease.Valid() }
 func (s *session) Deadline() time.Duration       { return s.lease.Deadline() }

@@ -64,9 +64,10 @@ func (t *Table) taking(n *name) {
 func (h *habit) othersAsk() { h.streak, h.served, h.shared = 0, 0, true }
 
 // label is what a waiter's request tells other nodes of its claim. As long as none of them has asked for the name it is Kept from the beginning, as if the
-// claim had been kept before: then the unlock need not wait until the back end knows of it. A node that asks costs two messages more, once.
+// claim had been kept before: then the unlock need not wait until the back end knows of it. A node that asks costs two messages more, once; and
+// where a relabelling is a message to those who wait, it is not so from the beginning.
 func (t *Table) label(n *name, w *waiter) backends.Hint {
-	if t.options.KeepIdle > 0 && !n.shared {
+	if _, quiet := t.session.(backends.Quiet); quiet && t.options.KeepIdle > 0 && !n.shared {
 		return backends.Kept
 	}
 	return w.hint()

@@ -235,6 +235,7 @@ func (s *memorySession) Holders(_ context.Context, name string, lock backends.Lo
 }
 
 func (s *memorySession) ID() string                    { return s.id }
+func (s *memorySession) RelabelsQuietly()              {}
 func (s *memorySession) Events() <-chan backends.Event { return s.events }
 func (s *memorySession) Done() <-chan struct{}         { return s.over }
 func (s *memorySession) Err() error                    { return backends.ErrSessionOver }
