@@ -46,6 +46,18 @@ func acquire(t *testing.T, s backends.Session, name string) backends.Claim {
 	return c
 }
 
+// waitFor starts to wait for a claim, and returns when that stands in the queue; what comes of it follows.
+func waitFor(t *testing.T, s backends.Session, name string) <-chan error {
+	t.Helper()
+	got, queued := make(chan error, 1), make(chan struct{})
+	go func() {
+		_, err := s.Acquire(bounded(t), name, backends.Request{Lock: writeAll, Wait: true, Queued: func() { close(queued) }})
+		got <- err
+	}()
+	<-queued
+	return got
+}
+
 func drop(t *testing.T, s backends.Session, name string, c backends.Claim) {
 	t.Helper()
 	if _, err := s.Change(bounded(t), name, []backends.Change{{ID: c.ID}}); err != nil {
@@ -67,13 +79,7 @@ func TestKilledHolder(t *testing.T) {
 	holder.says("granted")
 	first := startChild(t, task{Dir: dir, Name: "x", Lock: writeAll})
 	first.says("queued")
-	got := make(chan error, 1)
-	queued := make(chan struct{})
-	go func() {
-		_, err := s.Acquire(bounded(t), "x", backends.Request{Lock: writeAll, Wait: true, Queued: func() { close(queued) }})
-		got <- err
-	}()
-	<-queued
+	got := waitFor(t, s, "x")
 	holder.kill()
 	first.says("granted") // in its turn
 	killed := time.Now()
@@ -374,13 +380,7 @@ func TestGuard(t *testing.T) {
 	holder.says("granted")
 	guard := sameFile(t, holder.cmd.Process.Pid, "/sessions/")
 	s := openSession(t, b)
-	got := make(chan error, 1)
-	queued := make(chan struct{})
-	go func() {
-		_, err := s.Acquire(bounded(t), "x", backends.Request{Lock: writeAll, Wait: true, Queued: func() { close(queued) }})
-		got <- err
-	}()
-	<-queued
+	got := waitFor(t, s, "x")
 	holder.kill()
 	select {
 	case err := <-got:

@@ -38,8 +38,6 @@ const (
 	mostPatience  = 64
 	// worthwhile is how many takings make up for one that was in vain.
 	worthwhile = 8
-	// briefly is how long a claim is kept that needs no more than that nobody waits for the back end (Table.brief).
-	briefly = 5 * time.Millisecond
 	// maxWarm bounds the names that are kept idle, and those remembered for it.
 	maxWarm = 1024
 )
@@ -129,39 +127,6 @@ func (t *Table) keeps(n *name) bool {
 
 // staying reports whether this node is likely to be the next that wants the name.
 func (h *habit) staying() bool { return h.streak >= max(h.patience, leastPatience) }
-
-// brief is how long a claim is kept that may be idle for all that other nodes know, where this node is not likely to be the next that wants it: the
-// caller of its unlock has its answer by then, and those that came free meanwhile can be given back together.
-func (t *Table) brief() time.Duration { return min(briefly, t.options.KeepIdle) }
-
-// parting is a name whose claim is kept for a moment, since it came out of use.
-type parting struct {
-	n     *name
-	since time.Duration
-}
-
-// part gives back what was kept for a moment.
-func (t *Table) part() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var due []*change
-	for len(t.parting) > 0 && clock()-t.parting[0].since >= t.brief() {
-		p := t.parting[0]
-		t.parting = t.parting[1:]
-		if t.names[p.n.name] == p.n && p.n.unused() && p.n.idleSince == p.since {
-			if w := t.settle(p.n); w.change != nil {
-				due = append(due, w.change)
-			}
-			t.forget(p.n)
-		}
-	}
-	t.dropAside(due)
-	if len(t.parting) > 0 {
-		t.departure.Reset(t.parting[0].since + t.brief() - clock())
-	} else {
-		t.parting = nil
-	}
-}
 
 // warmUp has a name looked at when it has been idle for a while; false: there are too many.
 func (t *Table) warmUp(n *name) bool {

@@ -146,29 +146,6 @@ func (t *Table) aside(w work) {
 	}
 }
 
-// dropAside is aside for changes that give up a claim each, in one request where the session can do that.
-func (t *Table) dropAside(changes []*change) {
-	bulk, ok := t.session.(backends.Bulk)
-	if !ok || len(changes) < 2 {
-		for _, c := range changes {
-			go t.carryOut(c)
-		}
-		return
-	}
-	var claims []backends.Named
-	for _, c := range changes {
-		for _, ch := range c.changes {
-			claims = append(claims, backends.Named{Name: c.n.name, ID: ch.ID})
-		}
-	}
-	go func() {
-		err := bulk.Drop(context.Background(), claims)
-		for _, c := range changes {
-			t.carriedOut(c, nil, err)
-		}
-	}()
-}
-
 // carryOut tells the back end about changes, here if that answers in a moment. The session retries until its
 // lease ends, so an error means that it is over and the claims are gone.
 func (t *Table) carryOut(c *change) {
