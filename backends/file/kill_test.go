@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -323,6 +324,10 @@ func (k task) fullDisk() error {
 		if !errors.Is(err, backends.ErrNoSpace) {
 			return fmt.Errorf("with the disk full: %v, want ErrNoSpace", err)
 		}
+	}
+	states, err := filepath.Glob(filepath.Join(k.Dir, "*", "boot-*", "locks", "*"))
+	if err != nil || len(states) != 1 {
+		return fmt.Errorf("with the disk full: states %v, want that of the name that is locked (%v)", states, err)
 	}
 	return k.letGo(ctx, s, other, c)
 }

@@ -163,7 +163,9 @@ func (a *area) writeState(sh *shard, name string, was stored, st queue.State) er
 	data := encodeState(was.version+1, name, st)
 	var err error
 	if len(data) <= slotSize && !was.large {
-		err = writeSlot(path, data, was.slot)
+		if err = writeSlot(path, data, was.slot); err != nil && was == (stored{}) {
+			_ = os.Remove(path) // there was none: what was made of it, on a full disk, says nothing
+		}
 	} else {
 		if len(data) <= 2*slotSize { // so that it is not taken for one with slots
 			data = append(data, make([]byte, 2*slotSize+1-len(data))...)
