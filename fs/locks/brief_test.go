@@ -1,6 +1,7 @@
 package locks
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -182,4 +183,27 @@ func TestTriedWhileClosing(t *testing.T) {
 			s.release(1, 9)
 		})
 	}
+}
+
+// TestUnlockAfterAConversion: a conversion lets go first. When it was interrupted, the unlock that follows has nothing to let go of any more, and yet
+// returns when the back end knows of what the conversion did.
+func TestUnlockAfterAConversion(t *testing.T) {
+	onNodes(t, 2, func(s *script) {
+		s.now(0, flock(1, backends.Read, false), nil)
+		s.now(1, flock(9, backends.Read, false), nil)
+		reopen := s.shut()
+		converts := s.start(0, "converts", flock(1, backends.Write, true))
+		s.waits(converts)
+		converts.signal()
+		s.ended(context.Canceled, converts)
+		time.AfterFunc(time.Second, reopen)
+		began := time.Now()
+		s.unlock(0, 1)
+		if took := time.Since(began); took < time.Second {
+			t.Errorf("an unlock returned after %v, and nobody could see it", took)
+		}
+		time.Sleep(2 * keepPlace)
+		s.release(0, 1)
+		s.release(1, 9)
+	})
 }

@@ -244,6 +244,13 @@ func (c *claims) extent(changes []backends.Change) backends.Lock {
 	return all
 }
 
+// idle reports whether the changes do no more than drop claims that are labelled Kept.
+func (c *claims) idle(changes []backends.Change) bool {
+	return !slices.ContainsFunc(changes, func(ch backends.Change) bool {
+		return len(ch.To) > 0 || slices.ContainsFunc(c.list, func(k backends.Claim) bool { return k.ID == ch.ID && k.Hint != backends.Kept })
+	})
+}
+
 // begin takes out of the list what the changes give up, before the back end is
 // told: from here on nobody is admitted by it. What they keep stays, under
 // the old IDs.

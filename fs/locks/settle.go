@@ -26,6 +26,8 @@ type change struct {
 	changes []backends.Change
 	had     backends.Lock // all that is changed, and what lies between
 	done    chan struct{}
+	// idle: it drops only what may be idle for all that other nodes know (backends.Kept), so that nobody is refused for it meanwhile.
+	idle bool
 	// again, where not nil, is closed when what came up meanwhile has been carried out too.
 	again chan struct{}
 }
@@ -91,8 +93,11 @@ func (t *Table) valid() bool { return t.session != nil && t.session.Valid() }
 // name at a time: what comes up meanwhile is seen to after it.
 func (t *Table) trim(n *name) work {
 	if n.change != nil {
-		if len(n.list) == 0 {
-			return work{} // nobody here had anything to let go of: that change is another's, or of what was kept idle
+		if len(n.list) == 0 { // nothing can follow
+			if n.change.idle {
+				return work{}
+			}
+			return work{done: n.change.done}
 		}
 		if n.change.again == nil {
 			n.change.again = make(chan struct{})
@@ -109,7 +114,7 @@ func (t *Table) trim(n *name) work {
 	if len(changes) == 0 {
 		return work{}
 	}
-	n.change = &change{n: n, session: t.session, changes: changes, had: n.extent(changes), done: make(chan struct{})}
+	n.change = &change{n: n, session: t.session, changes: changes, had: n.extent(changes), done: make(chan struct{}), idle: n.idle(changes)}
 	n.claims.begin(changes)
 	t.changes.Add(1)
 	return work{done: n.change.done, change: n.change}
