@@ -298,6 +298,7 @@ func (b *bench) measureNames(t *testing.T) {
 		c.answer()
 	}
 	f.took = time.Since(began).Seconds()
+	time.Sleep(3 * time.Second) // until the server has been told of each that it lasts
 	f.after = requests(during(t, redis, func() { time.Sleep(window) }))
 	f.resident = resident(t, n.server())
 	for _, c := range all {

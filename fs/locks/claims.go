@@ -162,21 +162,32 @@ func (c *claims) room() int {
 	return tokenBlock - 1 - int(c.last%tokenBlock)
 }
 
+// sparing is which of the claims that nobody else waits for trim leaves as they are.
+type sparing uint8
+
+const (
+	// spareNone: what is in use is labelled so.
+	spareNone sparing = iota
+	// spareInUse: of those that the node keeps (backends.Kept) the ones of which a part is needed.
+	spareInUse
+	// spareAll: all that it keeps; and where nothing is needed, it keeps what it has.
+	spareAll
+)
+
 // trim returns the changes that bring the claims down to what is needed and
 // label them with the right hint. A claim that is needed as it is stays
-// untouched; of the others only what no claim that stays has is kept. While nobody else waits,
-// a claim that the node keeps (backends.Kept) stays untouched where a part of it is needed, and, with keep, where nothing is.
-func (c *claims) trim(needs []backends.Lock, hintOn func(backends.Range) (backends.Hint, bool), keep bool) []backends.Change {
+// untouched; of the others only what no claim that stays has is kept.
+func (c *claims) trim(needs []backends.Lock, hintOn func(backends.Range) (backends.Hint, bool), spare sparing) []backends.Change {
 	var changes []backends.Change
 	var kept []backends.Lock
 	var excess []backends.Claim
 	for i, claim := range c.list {
 		needed := slices.ContainsFunc(needs, func(l backends.Lock) bool { return l.Overlaps(claim.Range) })
 		switch free := !c.contended(&c.list[i]); {
-		case free && claim.Hint == backends.Kept && (needed || keep):
+		case free && claim.Hint == backends.Kept && (spare == spareAll || spare == spareInUse && needed):
 			kept = append(kept, claim.Lock)
 			continue
-		case free && keep && len(needs) == 0:
+		case free && spare == spareAll && len(needs) == 0:
 			changes = append(changes, backends.Change{ID: claim.ID, To: []backends.Keep{{Lock: claim.Lock, Hint: backends.Kept}}})
 			continue
 		}

@@ -179,7 +179,7 @@ func TestTrim(t *testing.T) {
 			}
 		}
 		needs := union(slices.Clone(needed))
-		changes := c.trim(needs, func(backends.Range) (backends.Hint, bool) { return 0, false }, false)
+		changes := c.trim(needs, func(backends.Range) (backends.Hint, bool) { return 0, false }, spareInUse)
 		for _, ch := range changes {
 			old := before[slices.IndexFunc(before, func(k backends.Claim) bool { return k.ID == ch.ID })]
 			for _, keep := range ch.To {

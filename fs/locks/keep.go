@@ -22,6 +22,8 @@ type habit struct {
 	served uint8
 	// shared: another node asked for it, or had it, since the name was last left alone for a while.
 	shared bool
+	// looked: it is among the table's looks.
+	looked bool
 	// busy: some owner has or wants it; idleSince (see clock) counts when not.
 	busy      bool
 	idleSince time.Duration
@@ -94,7 +96,7 @@ func (t *Table) giveUp(n *name) {
 // mayBeGone is not nil where another node asks whether a claim is in use, and those who hold it have closed a descriptor: a program that has
 // ended, perhaps. Its RELEASE is waited for, as it is where the one who asks is on this node.
 func (t *Table) mayBeGone(n *name) *closing {
-	if t.closed || !slices.ContainsFunc(n.list, func(k backends.Claim) bool { return k.Hint == backends.Kept }) {
+	if t.closed || !n.mayBeIdle() {
 		return nil
 	}
 	c := t.closing(n, n.held)

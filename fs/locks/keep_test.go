@@ -149,8 +149,11 @@ func TestNeverRefusedWhileFree(t *testing.T) {
 			}
 			var holders []held
 			for step := range 150 {
-				if rand.IntN(8) == 0 {
+				switch rand.IntN(16) {
+				case 0, 1:
 					time.Sleep(rand.N(2 * briefly))
+				case 2:
+					time.Sleep(rand.N(long))
 				}
 				if len(holders) > 0 && rand.IntN(2) == 0 {
 					i := rand.IntN(len(holders))

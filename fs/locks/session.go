@@ -23,6 +23,8 @@ func (t *Table) run(ctx context.Context, session backends.Session) {
 			t.sweep()
 		case <-t.departure.C:
 			t.part()
+		case <-t.looking.C:
+			t.lookAround()
 		case event := <-session.Events():
 			t.wanted(event)
 		case <-session.Done():

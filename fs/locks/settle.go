@@ -52,6 +52,7 @@ func (t *Table) settle(n *name) work {
 	if len(n.queue)+len(n.outside) == 0 {
 		n.queue, n.outside = nil, nil // most names never have a waiter again
 	}
+	t.lookLater(n)
 	return t.trim(n)
 }
 
@@ -110,7 +111,15 @@ func (t *Table) trim(n *name) work {
 	if len(n.list) == 0 || n.sufficient(t.keeps(n)) {
 		return work{}
 	}
-	changes := n.claims.trim(n.needs(), n.hintOn, t.keeps(n))
+	spare := spareInUse
+	if t.keeps(n) {
+		spare = spareAll
+	}
+	return t.begins(n, n.claims.trim(n.needs(), n.hintOn, spare))
+}
+
+// begins makes changes of a name's claims the one Change that runs for it.
+func (t *Table) begins(n *name, changes []backends.Change) work {
 	if len(changes) == 0 {
 		return work{}
 	}

@@ -82,6 +82,9 @@ type Table struct {
 	// parting are the names whose claims are kept for a moment, the first to go first; departure is its time.
 	parting   []parting
 	departure *time.Timer
+	// looks are the names to be looked at whether a lock on them lasts, the first that is due first; looking is its time.
+	looks   []look
+	looking *time.Timer
 	// holds is room for what the watcher is to be told of a name.
 	holds []told
 
@@ -124,9 +127,11 @@ func New(ctx context.Context, options Options) (*Table, error) {
 		names: map[string]*name{}, session: session, news: make(chan struct{}),
 		waiting: map[Owner][]*waiter{}, leaving: map[string][]*ask{}, lost: map[uint64]bool{}, flushed: map[uint64]time.Time{},
 		warm: map[*name]bool{}, idle: time.NewTimer(time.Hour), departure: time.NewTimer(time.Hour),
+		looking: time.NewTimer(time.Hour),
 	}
 	t.idle.Stop()
 	t.departure.Stop()
+	t.looking.Stop()
 	t.until(session)
 	go t.run(life, session)
 	return t, nil
