@@ -35,12 +35,14 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"lockfs/backends"
 	"lockfs/config"
+	"lockfs/fs/device"
 	"lockfs/fs/locks"
 )
 
@@ -66,6 +68,7 @@ type FileSystem struct {
 	retries *retries
 	guard   *guard
 	reach   *reach
+	conn    atomic.Pointer[device.Conn] // nil where it has no mount
 }
 
 // New opens the lock table, and with it a session of the back end. ctx bounds
@@ -92,7 +95,7 @@ func New(ctx context.Context, o Options) (*FileSystem, error) {
 			return o.Backend.Open(ctx, session)
 		},
 		Alone:            f.alone,
-		CatchUp:          catchUp,
+		CatchUp:          f.catchUp,
 		UnavailableAfter: unavailableAfter(o.Config),
 		KeepIdle:         o.Config.KeepIdle,
 		Turn:             turn,

@@ -58,6 +58,13 @@ func (h *handle) settle() (truncate bool) {
 	return h.truncate
 }
 
+// settled reports whether a lock call has no more to do than to lock.
+func (h *handle) settled() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.bare && !h.truncate
+}
+
 func (h *handle) truncated() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -2,40 +2,94 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"lockfs/backends"
 	"lockfs/config"
+	"lockfs/fs/device"
 	"lockfs/fs/locks"
 )
 
-// SetLk implements fuse.RawFileSystem: a lock call that is not to wait.
-func (f *FileSystem) SetLk(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
-	return f.setLock(cancel, in, false)
+// SetLock implements device.Locker.
+func (f *FileSystem) SetLock(call *device.Call, in *fuse.LkIn, wait bool) { f.setLock(call, in, wait) }
+
+// lockCall is what a device.Call can do.
+type lockCall interface {
+	MayWait()
+	OnInterrupt(f func())
+	Answer(status fuse.Status)
 }
 
-// SetLkw implements fuse.RawFileSystem: a lock call that waits, or an unlock.
-func (f *FileSystem) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
-	return f.setLock(cancel, in, true)
-}
-
-func (f *FileSystem) setLock(interrupt <-chan struct{}, in *fuse.LkIn, wait bool) fuse.Status {
-	h, err := f.alive(in.Fh)
+func (f *FileSystem) setLock(call lockCall, in *fuse.LkIn, wait bool) {
+	h, err := f.handles.find(in.Fh) // the table knows whether it has lost a lock
 	if err != nil {
-		return f.status("lock", "", err)
+		call.Answer(f.status("lock", "", err))
+		return
 	}
 	r, err := h.request(in)
-	if err == nil {
-		r.Wait = wait
-		ctx, stop := newCaller(interrupt)
-		defer stop()
-		err = f.explicit(ctx, h, r, in)
+	r.Wait = wait
+	switch {
+	case err != nil:
+		call.Answer(f.status("lock", h.name, err))
+	case !h.settled() || f.maySkip(h):
+		header := in.InHeader
+		f.finish(call, h, "lock call", func(ctx context.Context) error { return f.explicit(ctx, h, r, &header) })
+	default:
+		f.begin(call, h, r)
 	}
-	return f.status("lock", h.name, lockErrno(err))
+}
+
+// begin is explicit for a handle that is settled, and goes on without this thread where it has to wait for owners on this node.
+func (f *FileSystem) begin(call lockCall, h *handle, r locks.Request) {
+	f.debugCall(h, &r)
+	if r.Lock.Mode == backends.None {
+		f.goOn(call, h, "unlock", f.table.BeginUnlock(r))
+		return
+	}
+	f.goOn(call, h, "lock", f.table.Begin(r, func(err error) {
+		if err != nil { // it may be logged, and who decided has other things to do
+			go f.answerLock(call, h, "lock", err)
+			return
+		}
+		f.answerLock(call, h, "lock", nil)
+	}))
+}
+
+func (f *FileSystem) goOn(call lockCall, h *handle, doing string, begun locks.Begun) {
+	switch {
+	case begun.Rest != nil:
+		f.finish(call, h, doing, begun.Rest)
+	case begun.Interrupt != nil:
+		call.OnInterrupt(func() { time.AfterFunc(interruptGrace, begun.Interrupt) })
+	case begun.Err == nil || errors.Is(begun.Err, backends.ErrWouldBlock):
+		f.answerLock(call, h, doing, begun.Err)
+	default:
+		call.MayWait() // for the log
+		f.answerLock(call, h, doing, begun.Err)
+	}
+}
+
+// finish carries out a call that may take its time, and answers it.
+func (f *FileSystem) finish(call lockCall, h *handle, doing string, rest func(ctx context.Context) error) {
+	call.MayWait()
+	interrupt := make(chan struct{})
+	call.OnInterrupt(func() { close(interrupt) })
+	ctx, stop := newCaller(interrupt)
+	defer stop()
+	f.answerLock(call, h, doing, rest(ctx))
+}
+
+func (f *FileSystem) answerLock(call lockCall, h *handle, doing string, err error) {
+	if err != nil {
+		err = lockErrno(fmt.Errorf("%s %q: %w", doing, h.name, err))
+	}
+	call.Answer(f.status("lock", h.name, err))
 }
 
 // request turns a lock call into the table's terms.
@@ -66,22 +120,20 @@ func (h *handle) request(in *fuse.LkIn) (locks.Request, error) {
 
 // explicit carries out a flock or fcntl call. The first that succeeds ends
 // the handle's bareness, and the write lock brings the truncation that its open put off.
-func (f *FileSystem) explicit(ctx context.Context, h *handle, r locks.Request, in *fuse.LkIn) error {
-	if f.skips(h, &in.InHeader) {
+func (f *FileSystem) explicit(ctx context.Context, h *handle, r locks.Request, in *fuse.InHeader) error {
+	if f.skips(h, in) {
 		return nil
 	}
-	if f.debugs() {
-		f.debug("lock call", h, "mode", r.Lock.Mode, "first", r.Lock.First, "last", r.Lock.Last, "wait", r.Wait, "caller", r.PID)
-	}
+	f.debugCall(h, &r)
 	if r.Lock.Mode == backends.None {
 		if err := f.table.Unlock(ctx, r); err != nil {
-			return fmt.Errorf("unlock %q: %w", h.name, err)
+			return err
 		}
 		h.settle()
 		return nil
 	}
 	if err := f.table.Lock(ctx, r); err != nil {
-		return fmt.Errorf("lock %q: %w", h.name, err)
+		return err
 	}
 	if !h.settle() || r.Lock.Mode != backends.Write {
 		return nil
@@ -97,10 +149,21 @@ func (f *FileSystem) explicit(ctx context.Context, h *handle, r locks.Request, i
 	return nil
 }
 
+func (f *FileSystem) debugCall(h *handle, r *locks.Request) {
+	if f.debugs() {
+		f.debug("lock call", h, "mode", r.Lock.Mode, "first", r.Lock.First, "last", r.Lock.Last, "wait", r.Wait, "caller", r.PID)
+	}
+}
+
+// maySkip reports whether the lock file's mode has to be looked at.
+func (f *FileSystem) maySkip(h *handle) bool {
+	return !h.writable && f.config.For(h.name).NoWritePermission == config.NoWriteSkip
+}
+
 // skips reports whether the call is to succeed without a lock: policy
 // no_write_permission skip, and the caller may not write the lock file. When in doubt it locks.
 func (f *FileSystem) skips(h *handle, in *fuse.InHeader) bool {
-	if h.writable || f.config.For(h.name).NoWritePermission != config.NoWriteSkip {
+	if !f.maySkip(h) {
 		return false
 	}
 	info, err := h.file.stat(f.life, f.store)

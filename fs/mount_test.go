@@ -18,6 +18,7 @@ import (
 	filebackend "lockfs/backends/file"
 	"lockfs/backends/testserver"
 	"lockfs/config"
+	"lockfs/fs/mountpoint"
 )
 
 // Mounts are served by processes of their own: a process that serves a mount and
@@ -61,7 +62,12 @@ func serveMain(what string) error {
 	}
 	defer backend.Close()
 	c := &config.Config{Cluster: "test", Node: "node", SessionTTL: 5 * time.Second, Policies: s.Policies}
-	server, err := Mount(ctx, Options{Mountpoint: s.Mountpoint, Backend: backend, Config: c, Log: log, AllowOther: os.Geteuid() == 0})
+	device, err := mountpoint.Attach(mountpoint.Attachment{Point: s.Mountpoint, Source: "lockfs", Subtype: "lockfs",
+		AllowOther: os.Geteuid() == 0, MaxRead: MaxRead, Options: []string{"default_permissions"}})
+	if err != nil {
+		return err
+	}
+	server, err := Mount(ctx, Options{Mountpoint: s.Mountpoint, Backend: backend, Config: c, Log: log, Device: device})
 	if err != nil {
 		return err
 	}
@@ -93,15 +99,15 @@ func mount(t *testing.T, n int, policies ...config.NamePolicy) *cluster {
 	t.Helper()
 	c, dir := &cluster{}, t.TempDir()
 	for range n {
-		point := mountpoint(t)
+		point := freePoint(t)
 		c.nodes = append(c.nodes, point)
 		c.servers = append(c.servers, serve(t, serving{Mountpoint: point, Directory: dir, Policies: policies}, os.Args[0], nil))
 	}
 	return c
 }
 
-// mountpoint makes a directory that must be free again at the end of the test.
-func mountpoint(t *testing.T) string {
+// freePoint makes a directory that must be free again at the end of the test.
+func freePoint(t *testing.T) string {
 	t.Helper()
 	point, err := os.MkdirTemp("", "lockfs-fs-test-")
 	if err != nil {

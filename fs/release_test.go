@@ -35,7 +35,9 @@ func TestLateRelease(t *testing.T) {
 	lock := func(fh, owner uint64, typ uint32) fuse.Status {
 		in := &fuse.LkIn{Fh: fh, Owner: owner}
 		in.Lk = fuse.FileLock{End: 9, Typ: typ}
-		return f.SetLk(nil, in)
+		call := make(testCall, 1)
+		f.setLock(call, in, false)
+		return <-call
 	}
 	const place, elsewhere, write, unlock = 0x1000, 0x2000, syscall.F_WRLCK, syscall.F_UNLCK
 	first, second, other := open(), open(), open()
@@ -57,3 +59,10 @@ func TestLateRelease(t *testing.T) {
 	}
 	f.Release(nil, &fuse.ReleaseIn{Fh: other})
 }
+
+// testCall is a lock call that nobody interrupts.
+type testCall chan fuse.Status
+
+func (testCall) MayWait()                    {}
+func (testCall) OnInterrupt(func())          {}
+func (c testCall) Answer(status fuse.Status) { c <- status }

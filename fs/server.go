@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -17,24 +15,21 @@ import (
 
 	"lockfs/backends"
 	"lockfs/config"
+	"lockfs/fs/device"
 	"lockfs/fs/ledger"
 )
 
 // Options say what to mount and where.
 type Options struct {
-	// Mountpoint is an existing directory.
+	// Mountpoint is where Device is mounted.
 	Mountpoint string
 	// Backend stays the caller's: it closes it after Wait or Close.
 	Backend backends.Backend
 	Config  *config.Config
 	// Log may be nil.
 	Log *slog.Logger
-	// MountOptions are further options of mount(8): ro, noexec, ….
-	MountOptions []string
-	// AllowOther lets other users than the one who mounts use the mount.
-	AllowOther bool
-	// Device is an open /dev/fuse that is mounted on Mountpoint already, by a keeper; nil: Mount mounts. Mount
-	// closes it when the mount has gone.
+	// Device is an open /dev/fuse that is mounted on Mountpoint already (mountpoint.Attach), with default_permissions and MaxRead. It is
+	// the Server's, and closed when the mount has gone; also where Mount fails.
 	Device *os.File
 	// Ledger is shared with a keeper that looks after the holders when this process can't; nil: there is none.
 	Ledger *ledger.Ledger
@@ -45,7 +40,7 @@ type Options struct {
 // Server is a live mount.
 type Server struct {
 	fs    *FileSystem
-	fuse  *fuse.Server
+	conn  *device.Conn
 	point string
 	log   *slog.Logger
 	done  chan struct{} // closed when requests no longer come and the table is closed
@@ -62,23 +57,10 @@ const MaxRead = maxWrite
 // goodbye bounds the release of what is held after the mount has gone.
 const goodbye = 10 * time.Second
 
-// ServerOptions are the options under which go-fuse is to serve a FileSystem, however it was mounted.
-func ServerOptions(o Options) *fuse.MountOptions {
-	log := o.Log
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	options := slices.Clone(o.MountOptions)
-	if !slices.Contains(options, "default_permissions") {
-		options = append(options, "default_permissions")
-	}
+// protocol are the options under which go-fuse is to decode requests.
+func protocol(log *slog.Logger) *fuse.MountOptions {
 	return &fuse.MountOptions{
-		Name: "lockfs", FsName: "lockfs",
-		Options:    options,
-		AllowOther: o.AllowOther,
-		// A plain user needs fusermount3, root needs nothing.
-		DirectMountStrict: os.Geteuid() == 0 && o.Device == nil,
-		EnableLocks:       true,
+		EnableLocks: true,
 		// O_TRUNC comes with OPEN, so that it can be put off until the lock is had.
 		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC,
 		MaxWrite:          maxWrite,
@@ -89,63 +71,38 @@ func ServerOptions(o Options) *fuse.MountOptions {
 	}
 }
 
-// Mount mounts and returns once the mount is live. ctx bounds that only.
-// On an error nothing is left mounted and no session open.
+// Mount serves a device that is mounted, and returns once the mount is live. ctx bounds that only.
+// On an error no session is open.
 func Mount(ctx context.Context, o Options) (*Server, error) {
-	point, err := filepath.Abs(o.Mountpoint)
-	if err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("mount point %q: %w", o.Mountpoint, err)
-	}
-	where, err := device(o.Device, point)
-	if err != nil {
-		return nil, err
+	if err := context.Cause(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("serve the mount on %s: %w", o.Mountpoint, err), o.Device.Close())
 	}
 	fs, err := New(ctx, o)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, o.Device.Close())
 	}
-	server, err := fuse.NewServer(fs, where, ServerOptions(o))
+	conn, err := device.New(o.Device, fs, fs, protocol(fs.log), fs.log)
 	if err != nil {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
 		defer cancel()
-		return nil, errors.Join(fmt.Errorf("mount lockfs on %s: %w", point, err), fs.Close(closing))
+		return nil, errors.Join(fmt.Errorf("serve the mount on %s: %w", o.Mountpoint, err), fs.Close(closing))
 	}
-	s := &Server{fs: fs, fuse: server, point: point, log: fs.log, done: make(chan struct{})}
+	fs.conn.Store(conn)
+	s := &Server{fs: fs, conn: conn, point: o.Mountpoint, log: fs.log, done: make(chan struct{})}
 	go s.serve()
-	if err := server.WaitMount(); err != nil {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
-		defer cancel()
-		return nil, errors.Join(fmt.Errorf("mount lockfs on %s: %w", point, err), s.Close(closing))
-	}
 	if o.Ledger == nil {
-		fs.guard.mounted(point)
+		fs.guard.mounted(o.Mountpoint)
 	}
 	return s, nil
-}
-
-// device is where go-fuse is to mount: for a device that is mounted already, its own way to say so.
-func device(f *os.File, point string) (string, error) {
-	if f == nil {
-		return point, nil
-	}
-	// go-fuse closes the number, so it must not be the file's as well.
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return "", fmt.Errorf("take over /dev/fuse: %w", os.NewSyscallError("fcntl", err))
-	}
-	return fmt.Sprintf("/dev/fd/%d", fd), f.Close()
 }
 
 // serve ends when the mount has gone, whoever unmounted it.
 func (s *Server) serve() {
 	defer close(s.done)
-	s.fuse.Serve()
+	<-s.conn.Gone()
 	ctx, cancel := context.WithTimeout(context.Background(), goodbye)
 	defer cancel()
-	s.err = s.fs.Close(ctx)
+	s.err = errors.Join(s.fs.Close(ctx), s.conn.Close())
 }
 
 // Wait returns when the mount has gone, whoever unmounted it, and all that

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -53,27 +54,27 @@ func TestCloseWhileBusy(t *testing.T) {
 	check(t, "write through a descriptor of it", err, syscall.ENOTCONN)
 }
 
+// A device that is no mount, and a context that has ended: nothing is left behind.
 func TestMountFails(t *testing.T) {
-	dir := t.TempDir()
-	backend, err := filebackend.Open(t.Context(), config.File{Path: dir}, "test", nil)
+	backend, err := filebackend.Open(t.Context(), config.File{Path: t.TempDir()}, "test", nil)
 	must(t, err)
 	defer backend.Close()
-	plain := filepath.Join(t.TempDir(), "file")
-	must(t, os.WriteFile(plain, nil, 0o600))
-	for point, want := range map[string]syscall.Errno{"/nonexistent/lockfs": syscall.ENOENT, plain: syscall.ENOTDIR} {
-		_, err := Mount(t.Context(), Options{Mountpoint: point, Backend: backend,
-			Config: &config.Config{Node: "n", SessionTTL: 5 * time.Second}})
-		check(t, "mount on "+point, err, want)
-		if err != nil && !strings.Contains(err.Error(), point) {
-			t.Errorf("does not name the mount point: %v", err)
-		}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = Mount(ctx, Options{Mountpoint: t.TempDir(), Backend: backend,
-		Config: &config.Config{Node: "n", SessionTTL: 5 * time.Second}})
-	if err == nil {
-		t.Error("mounted though its context had ended")
+	for what, c := range map[string]struct {
+		ctx  context.Context
+		path string
+	}{"not mounted": {t.Context(), "/dev/fuse"}, "no device": {t.Context(), "/dev/null"}, "context": {ended, "/dev/fuse"}} {
+		device, err := os.OpenFile(c.path, os.O_RDWR, 0)
+		must(t, err)
+		_, err = Mount(c.ctx, Options{Mountpoint: "/mnt/point", Backend: backend, Device: device,
+			Config: &config.Config{Node: "n", SessionTTL: 5 * time.Second}})
+		if err == nil || !strings.Contains(err.Error(), "/mnt/point") {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := device.Close(); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("%s: the device is left open (%v)", what, err)
+		}
 	}
 }
 
@@ -84,7 +85,7 @@ func TestMountAsPlainUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test becomes another user, so it must run as root")
 	}
-	point, dir := mountpoint(t), t.TempDir()
+	point, dir := freePoint(t), t.TempDir()
 	must(t, os.Chown(point, 65534, 65534))
 	must(t, os.Chmod(dir, 0o755))
 	must(t, os.Chmod(filepath.Dir(dir), 0o755))

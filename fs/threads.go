@@ -15,13 +15,26 @@ import (
 // catchUpLimit bounds catchUp on a machine where some thread is never given a processor.
 const catchUpLimit = time.Second
 
-// catchUp returns when each thread of this process that was ready to run has run. On a busy machine a thread that has read a
+// catchUp returns when the requests that the kernel has made so far have been read, and each thread of this process that was ready to run has
+// run. On a busy machine a thread that has read a
 // request can stand there for long before it gets to it, and requests that came later are served before.
-//
-// It is done twice: what the threads found to do may be for another one.
-func catchUp(ctx context.Context, done <-chan struct{}) {
+func (f *FileSystem) catchUp(ctx context.Context, done <-chan struct{}) {
 	ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
 	defer cancel()
+	for conn := f.conn.Load(); conn != nil && conn.Pending(); {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-done:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+	threadsCatchUp(ctx, done)
+}
+
+// threadsCatchUp is catchUp for the threads alone. It is done twice: what the threads found to do may be for another one.
+func threadsCatchUp(ctx context.Context, done <-chan struct{}) {
 	for range 2 {
 		ready := readyThreads()
 		for len(ready) > 0 {

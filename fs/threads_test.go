@@ -24,7 +24,7 @@ func TestCatchUp(t *testing.T) {
 	waited := 0
 	for range 5 {
 		ready := readyThreads()
-		catchUp(t.Context(), nil)
+		threadsCatchUp(t.Context(), nil)
 		for thread, before := range ready {
 			if ran, err := ranSoFar(thread); err == nil && ran == before && isReady(thread) {
 				t.Errorf("thread %s has not run: %s ns", thread, ran)
@@ -37,5 +37,5 @@ func TestCatchUp(t *testing.T) {
 	}
 	done := make(chan struct{})
 	close(done)
-	catchUp(t.Context(), done)
+	threadsCatchUp(t.Context(), done)
 }

@@ -88,7 +88,7 @@ func serve(child *daemon.Child, stderr io.Writer) (err error) {
 		log.Info("keys of the configuration that mean nothing to lockfs", "keys", c.Ignored)
 	}
 	server, err := fs.Mount(ctx, fs.Options{Mountpoint: b.Point, Backend: backend, Config: c, Log: log.Logger,
-		AllowOther: b.AllowOther, Device: received.Device, Ledger: received.Page, Guard: received.Guard})
+		Device: received.Device, Ledger: received.Page, Guard: received.Guard})
 	if err != nil {
 		return err
 	}

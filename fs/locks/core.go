@@ -57,6 +57,8 @@ type waiter struct {
 	// done is closed when the request is decided; then err says how.
 	done chan struct{}
 	err  error
+	// later, where not nil, is told then; else somebody waits for done.
+	later *answering
 }
 
 func (w *waiter) decided() bool { return closed(w.done) }
@@ -64,6 +66,9 @@ func (w *waiter) decided() bool { return closed(w.done) }
 func (w *waiter) decide(err error) {
 	w.err = err
 	close(w.done)
+	if w.later != nil {
+		w.later.table.mu.due = append(w.later.table.mu.due, w)
+	}
 }
 
 // hint says what kind of call a request is.

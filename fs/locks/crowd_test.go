@@ -141,7 +141,7 @@ func (k *worker) try(r Request) bool {
 	if r.Door == Fcntl && r.Lock.Mode == backends.Read {
 		k.downgrade(r)
 	}
-	err := k.table.Lock(ctx, r)
+	err := lock(k.table, ctx, r)
 	k.count.add(err)
 	if err == nil {
 		k.w.set(r.Name, k.label, r.Lock)

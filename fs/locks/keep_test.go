@@ -170,7 +170,7 @@ func TestNeverRefusedWhileFree(t *testing.T) {
 				for _, o := range holders {
 					free = free && o.mode == backends.Read && h.mode == backends.Read
 				}
-				err := s.nodes[node].Lock(s.Context(), flock(h.handle, h.mode, false))
+				err := lock(s.nodes[node], s.Context(), flock(h.handle, h.mode, false))
 				if free != (err == nil) || err != nil && !errors.Is(err, backends.ErrWouldBlock) {
 					s.Fatalf("step %d: node %d gets %v, with %v held", step, node, err, holders)
 				}

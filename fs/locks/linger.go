@@ -50,26 +50,34 @@ func (c *company) came() {
 
 const mostVain = 7
 
-// linger waits for a newcomer, with the table unlocked meanwhile, if that makes sense. The caller has taken its lock out of n, and gets the name's entry
-// as it is then. done: another unlock lingers, or the table is closed, so that nothing is left to do.
+// lingers decides whether an unlock is to wait for a newcomer. The caller has taken its lock out of n, and calls linger then. nil: it is not to.
 //
 // Invariant: what nobody uses is given back by the unlock that was the last to linger over it, before that returns. To other nodes it is as if
 // the unlock had been called so much later; and it never outlasts the node's turn.
-func (t *Table) linger(n *name, handle uint64) (now *name, done bool) {
-	newcomer := n.expects(handle)
-	left := n.turn - clock()
-	if newcomer == nil || left <= 0 || !t.valid() {
-		return n, false
+func (t *Table) lingers(n *name, handle uint64) (newcomer chan struct{}, most time.Duration) {
+	newcomer = n.expects(handle)
+	most = min(lingerFor, n.turn-clock())
+	if newcomer == nil || most <= 0 || !t.valid() {
+		return nil, 0
 	}
-	c := n.company
-	c.left()
-	c.newcomer = newcomer
-	t.mu.Unlock()
-	waitFor(context.Background(), newcomer, min(lingerFor, left))
+	n.company.left()
+	n.company.newcomer = newcomer
+	return newcomer, most
+}
+
+// linger waits for the newcomer, and returns what the unlock leaves to be done: nothing, where another one lingers now.
+func (t *Table) linger(u unlockCall) work {
+	waitFor(context.Background(), u.newcomer, u.linger)
 	t.mu.Lock()
-	c.lingered(newcomer)
-	now = t.name(n.name) // a lost session may have taken the entry along
-	return now, t.closed || now.company != nil && now.company.newcomer != nil
+	defer t.mu.Unlock()
+	n := t.name(u.name) // a lost session may have taken the entry along
+	if n.company != nil {
+		n.company.lingered(u.newcomer)
+	}
+	if t.closed || n.company != nil && n.company.newcomer != nil {
+		return work{}
+	}
+	return t.released(n)
 }
 
 // expects notes an unlock, and returns a channel to wait with for a newcomer; nil where none is to be expected.

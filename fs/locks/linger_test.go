@@ -52,7 +52,7 @@ func (s *script) returns(u unlocking, after time.Duration) {
 func (s *script) comesNow(node int, handle uint64) {
 	s.Helper()
 	done := make(chan error, 1)
-	go func() { done <- s.nodes[node].Lock(context.Background(), flock(handle, backends.Write, true)) }()
+	go func() { done <- lock(s.nodes[node], context.Background(), flock(handle, backends.Write, true)) }()
 	synctest.Wait()
 	select {
 	case err := <-done:
@@ -217,7 +217,7 @@ func TestNodesOutOfStep(t *testing.T) {
 				all.Go(func() {
 					handle := uint64(i + 1)
 					for time.Now().Before(end) {
-						if err := table.Lock(t.Context(), flock(handle, backends.Write, true)); err != nil {
+						if err := lock(table, t.Context(), flock(handle, backends.Write, true)); err != nil {
 							t.Error(err)
 							return
 						}

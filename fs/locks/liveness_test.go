@@ -72,7 +72,7 @@ func waitOften(t *testing.T, table *Table, base uint64, longest time.Duration) {
 		if rand.IntN(4) == 0 {
 			r = open(handle, never, true)
 		}
-		switch err := table.Lock(context.Background(), r); {
+		switch err := lock(table, context.Background(), r); {
 		case err == nil:
 			time.Sleep(rand.N(longest))
 			r.Lock.Mode = backends.None

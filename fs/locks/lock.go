@@ -24,7 +24,7 @@ import (
 func (t *Table) Lock(ctx context.Context, r Request) error {
 	deadline := time.Now().Add(flushLimit)
 	for {
-		s, err := t.begin(&r)
+		s, err := t.begin(&r, nil)
 		switch {
 		case s.closing != nil && time.Now().Before(deadline): // with nothing to do
 			t.awaitRelease(ctx, s.closing)
@@ -38,29 +38,35 @@ func (t *Table) Lock(ctx context.Context, r Request) error {
 			t.perform(ctx, s.work)
 			return nil
 		default:
-			t.aside(s.work)
-			var rest unfinished
-			if s.ask != nil {
-				rest = t.drive(s.ask)
-			}
-			err := t.await(ctx, s.w, rest)
-			switch {
-			case err == nil:
-				t.perform(ctx, t.roomMade(&r))
-			case errors.Is(err, backends.ErrYield):
-				t.perform(ctx, t.yielded(r.Name))
-			}
-			return err
+			return t.wait(ctx, &r, s)
 		}
 	}
+}
+
+// wait drives what was begun until it is decided, or ctx ends.
+func (t *Table) wait(ctx context.Context, r *Request, s begun) error {
+	t.aside(s.work)
+	var rest unfinished
+	if s.ask != nil {
+		rest = t.drive(s.ask)
+	}
+	err := t.await(ctx, s.w, rest)
+	switch {
+	case err == nil:
+		t.mu.Lock()
+		todo := t.roomMade(r)
+		t.mu.Unlock()
+		t.perform(ctx, todo)
+	case errors.Is(err, backends.ErrYield):
+		t.perform(ctx, t.yielded(r.Name))
+	}
+	return err
 }
 
 // roomMade is what has to be done before the caller is told of a lock that it had to wait for, however shortly: those here who were in its way
 // have gone, and it may say so to somebody on another node, who must not be refused what they had. What excludes no more than
 // this lock itself does can wait.
 func (t *Table) roomMade(r *Request) work {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if n := t.names[r.Name]; n != nil && n.givesBackBeside(r.Lock) {
 		return t.trim(n)
 	}
@@ -81,6 +87,8 @@ type begun struct {
 	// w is the waiter where it is not decided yet; ask is to be driven for it, where not nil.
 	w   *waiter
 	ask *ask
+	// call, where not nil, has w's decision told to who was named in begin.
+	call *answering
 	// work is to be performed.
 	work work
 	// closing comes with ErrWouldBlock where trying again soon makes sense.
@@ -111,8 +119,8 @@ func (t *Table) awaitRelease(ctx context.Context, c *closing) {
 	}
 }
 
-// begin starts a request.
-func (t *Table) begin(r *Request) (begun, error) {
+// begin starts a request. answer, where not nil, is told of the decision if that is others' to make who are on this node already.
+func (t *Table) begin(r *Request, answer func(error)) (begun, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -129,12 +137,13 @@ func (t *Table) begin(r *Request) (begun, error) {
 		return begun{}, ErrLost // the session's end is about to be noticed
 	}
 	if w := n.resume(r); w != nil {
+		s := t.handOver(begun{w: w}, answer)
 		t.settleAside(n)
-		return begun{w: w}, nil
+		return s, nil
 	}
 	if _, has := n.has(r); has && valid {
 		n.set(r)
-		return begun{work: t.settle(n)}, nil
+		return begun{work: t.settleIf(n, valid)}, nil
 	}
 	if r.Door == Flock {
 		t.letGo(n, r)
@@ -145,7 +154,7 @@ func (t *Table) begin(r *Request) (begun, error) {
 	}
 	if valid && len(n.queue)+len(n.outside) == 0 && n.free(r) && n.admit(r.Lock, 0) {
 		n.set(r) // nobody waits, so nobody is overtaken
-		return begun{work: t.settle(n)}, nil
+		return begun{work: t.settleIf(n, valid)}, nil
 	}
 	if valid && len(n.outside) > 0 && n.admit(r.Lock, len(n.queue)) && n.letInBefore(r) {
 		t.settleAside(n)
@@ -165,7 +174,17 @@ func (t *Table) begin(r *Request) (begun, error) {
 		// An open asks even where an owner here is in its way: one on another node may be one to yield to.
 		n.outside = append(n.outside, w)
 	}
-	return t.enlist(n, w)
+	s, err := t.enlist(n, w)
+	return t.handOver(s, answer), err
+}
+
+// handOver has an undecided waiter told to answer, where there is nothing for its caller to do.
+func (t *Table) handOver(s begun, answer func(error)) begun {
+	if answer != nil && s.w != nil && s.ask == nil {
+		t.answerLater(s.w, answer)
+		s.call = s.w.later
+	}
+	return s
 }
 
 // arrival is the number of one who comes now.
@@ -277,13 +296,7 @@ func (t *Table) await(ctx context.Context, w *waiter, rest unfinished) error {
 	if w.decided() {
 		return w.err
 	}
-	n := t.name(w.Name)
-	if w.Wait && w.Door != Open {
-		w.suspended, w.until = true, time.Now().Add(keepPlace)
-		time.AfterFunc(keepPlace, func() { t.expire(w) })
-	} else {
-		t.drop(n, w)
-	}
+	t.giveUpWait(w)
 	return ctx.Err()
 }
 

@@ -82,7 +82,7 @@ func (v *visitors) visitor(table *Table, owner uint64, rounds int) {
 
 func (v *visitors) visit(table *Table, r Request) {
 	here := v.come(r)
-	err := table.Lock(context.Background(), r)
+	err := lock(table, context.Background(), r)
 	defer v.went(here)
 	if !r.Wait {
 		v.tried(here, err)

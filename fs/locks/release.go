@@ -14,50 +14,98 @@ import (
 // caller is no reason to return before: the lock would be in others' way yet.
 //
 // ErrLost: the lease has ended meanwhile, or before. To the back end the lock may be held until it ends there.
-func (t *Table) Unlock(_ context.Context, r Request) error {
-	t.mu.Lock()
-	if t.closed {
-		t.mu.Unlock()
-		return ErrClosed
+func (t *Table) Unlock(ctx context.Context, r Request) error {
+	begun := t.BeginUnlock(r)
+	if begun.Rest != nil {
+		return begun.Rest(ctx)
 	}
-	if t.lost[r.Handle] {
-		t.mu.Unlock()
-		return ErrLost
+	return begun.Err
+}
+
+// BeginUnlock is Unlock for a caller who does not want to stand still (Begun).
+func (t *Table) BeginUnlock(r Request) Begun {
+	u, todo, err := t.beginUnlock(&r)
+	switch {
+	case err != nil:
+		return Begun{Err: err}
+	case u.newcomer == nil && todo.nothing() && u.valid:
+		return Begun{}
+	case u.newcomer == nil && todo.nothing():
+		return Begun{Err: t.unlocked(u)}
+	}
+	return t.restOfUnlock(u, todo)
+}
+
+func (t *Table) restOfUnlock(u unlockCall, todo work) Begun {
+	return Begun{Rest: func(context.Context) error {
+		if u.newcomer != nil {
+			todo = t.linger(u)
+		}
+		t.perform(context.Background(), todo)
+		return t.unlocked(u)
+	}}
+}
+
+// unlockCall is an unlock under way.
+type unlockCall struct {
+	name   string
+	handle uint64
+	// session is the one under which something was held; nil: nothing was.
+	session backends.Session
+	// valid: its lease held then.
+	valid bool
+	// newcomer is closed when one comes for whom it lingers, so long at most; nil: it does not.
+	newcomer chan struct{}
+	linger   time.Duration
+}
+
+// beginUnlock takes what is to be unlocked out of the table.
+func (t *Table) beginUnlock(r *Request) (u unlockCall, todo work, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.closed:
+		return u, todo, ErrClosed
+	case t.lost[r.Handle]:
+		return u, todo, ErrLost
 	}
 	delete(t.flushed, r.Handle)
 	n := t.name(r.Name)
-	held, session := n.heldBy(r.Handle), t.session
+	u = unlockCall{name: r.Name, handle: r.Handle}
+	u.valid = t.valid()
+	held := n.heldBy(r.Handle)
 	r.Lock.Mode = backends.None
-	n.set(&r)
-	todo, done := work{}, false
+	n.set(r)
 	if held {
-		n, done = t.linger(n, r.Handle)
+		u.session = t.session
+		u.newcomer, u.linger = t.lingers(n, r.Handle)
 	}
-	if !done {
-		todo = t.released(n)
+	if u.newcomer == nil {
+		todo = t.releasedIf(n, u.valid)
 	}
-	t.mu.Unlock()
-	t.perform(context.Background(), todo)
-	if held && !session.Valid() {
-		return t.lostByUnlock(r.Handle)
-	}
-	return nil
+	return u, todo, nil
 }
 
-// lostByUnlock notes that a handle has lost its lock, though the table had struck it out before it knew.
-func (t *Table) lostByUnlock(handle uint64) error {
+// unlocked notes that a handle has lost its lock, where the table had struck it out before it knew.
+func (t *Table) unlocked(u unlockCall) error {
+	if u.session == nil || u.session.Valid() {
+		return nil
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return nil // the session has said goodbye: there is nothing that could stay behind
 	}
-	t.lost[handle] = true
+	t.lost[u.handle] = true
 	return ErrLost
 }
 
 // released follows up on locks that came free.
-func (t *Table) released(n *name) work {
-	todo := t.settle(n)
+func (t *Table) released(n *name) work { return t.releasedIf(n, t.valid()) }
+
+// releasedIf is released where it is known whether the lease holds.
+func (t *Table) releasedIf(n *name, valid bool) work {
+	todo := t.settleIf(n, valid)
 	todo.leaving = t.inOthersWay(n)
 	n.company.left()
 	t.forget(n)

@@ -37,9 +37,12 @@ type change struct {
 //
 // Nothing is granted on a lease that may have run out, though the session's end is
 // not known yet: the claims may be another node's already.
-func (t *Table) settle(n *name) work {
+func (t *Table) settle(n *name) work { return t.settleIf(n, t.valid()) }
+
+// settleIf is settle where it is known whether the lease holds.
+func (t *Table) settleIf(n *name, valid bool) work {
 	defer n.tell()
-	if !t.valid() {
+	if !valid {
 		return work{}
 	}
 	if len(n.queue)+len(n.outside) > 0 {

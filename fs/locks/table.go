@@ -59,7 +59,7 @@ type Table struct {
 
 	// mu guards all that follows, and what hangs on it. It is never held
 	// while the back end is asked.
-	mu      sync.Mutex
+	mu      mutex
 	names   map[string]*name
 	session backends.Session // nil while there is none
 	// news is closed, and replaced, whenever session changes.

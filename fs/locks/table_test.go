@@ -58,12 +58,38 @@ type call struct {
 	signal context.CancelFunc
 }
 
+// lock is Lock, or the same by Begin.
+func lock(t *Table, ctx context.Context, r Request) error {
+	if r.Door == Open || rand.IntN(2) == 0 {
+		return t.Lock(ctx, r)
+	}
+	answer := make(chan error, 1)
+	begun := t.Begin(r, func(err error) {
+		answer <- err
+		close(answer) // there is no second one
+	})
+	if begun.Rest != nil {
+		return begun.Rest(ctx)
+	}
+	if begun.Interrupt == nil {
+		return begun.Err
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		begun.Interrupt()
+		begun.Interrupt() // and no more
+		return <-answer
+	}
+}
+
 // start makes a request in the background and waits until it is decided or waits.
 func (s *script) start(node int, label string, r Request) *call {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &call{label: label, signal: cancel}
 	go func() {
-		c.err = s.nodes[node].Lock(ctx, r)
+		c.err = lock(s.nodes[node], ctx, r)
 		c.done = true
 		if c.err == nil {
 			s.mu.Lock()

@@ -108,7 +108,7 @@ func TestWatcher(t *testing.T) {
 			t.Errorf("upgraded, told of %+v", h)
 		}
 		second := make(chan error, 1)
-		go func() { second <- table.Lock(context.Background(), flock(2, backends.Write, true)) }()
+		go func() { second <- lock(table, context.Background(), flock(2, backends.Write, true)) }()
 		synctest.Wait()
 		now := d.read()
 		if _, held := now.holds[2]; held || len(now.waits) != 1 {
@@ -141,12 +141,12 @@ func TestWatcherAtALoss(t *testing.T) {
 			t.Fatal(err)
 		}
 		waiter, other := make(chan error, 1), make(chan error, 1)
-		go func() { waiter <- table.Lock(context.Background(), flock(2, backends.Write, true)) }()
+		go func() { waiter <- lock(table, context.Background(), flock(2, backends.Write, true)) }()
 		synctest.Wait()
 		m.sessions["session1"].end()
 		synctest.Wait()
 		go func() {
-			other <- table.Lock(context.Background(), Request{Name: "y", Owner: Owner{Description, 3}, Handle: 3, Door: Flock, Lock: whole(backends.Read), Wait: true})
+			other <- lock(table, context.Background(), Request{Name: "y", Owner: Owner{Description, 3}, Handle: 3, Door: Flock, Lock: whole(backends.Read), Wait: true})
 		}()
 		time.Sleep(time.Minute)
 		now := d.read()
@@ -181,9 +181,9 @@ func TestWatcherAtRandom(t *testing.T) {
 					ctx, cancel := context.WithTimeout(context.Background(), rand.N(3*time.Millisecond))
 					switch r := fcntl(handle, handle, backends.Lock{Range: anyRange(), Mode: anyMode()}, rand.IntN(2) == 0); rand.IntN(5) {
 					case 0:
-						_ = table.Lock(ctx, flock(handle, anyMode(), true))
+						_ = lock(table, ctx, flock(handle, anyMode(), true))
 					case 1, 2:
-						_ = table.Lock(ctx, r)
+						_ = lock(table, ctx, r)
 					case 3:
 						_ = table.Unlock(ctx, r)
 					default:
