@@ -105,12 +105,13 @@ func serve(child *daemon.Child, stderr io.Writer) (err error) {
 	return stay(ctx, server, log, reopen)
 }
 
-// leastProcs is more than the threads that are busy with requests at any time on a small machine.
-const leastProcs = 8
+// leastProcs is for the threads that read requests (package device has four at most that wait for the next one). With more, Go's scheduler wakes a thread
+// for whatever becomes ready, and on a small machine that costs more than it brings; with fewer, crowds are slower (docs/performance.md).
+const leastProcs = 4
 
 // widenScheduler gives Go's scheduler more processors than the machine has, if it has few. A thread that waits in read(2) for the
 // next request keeps its processor as long as others are idle; without an idle one it is taken away after 20 µs, and
-// another thread started for it, for each request anew.
+// another thread started for it.
 func widenScheduler() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(max(leastProcs, runtime.NumCPU()))
