@@ -7,9 +7,8 @@
 // hard links are two nodeids and two locks; a handle keeps the name it was
 // opened under for as long as it lives, whatever becomes of the file.
 //
-// FileSystem answers requests and knows nothing of mounting. Mount puts it on
-// a mount point with go-fuse's own server; a keeper process can as well hand
-// an opened /dev/fuse to fuse.NewProtocolServer(fileSystem, ServerOptions(…)).
+// FileSystem answers requests and knows nothing of mounting. Mount serves a /dev/fuse that
+// somebody has mounted (package mountpoint), by package device.
 //
 // # What may wait
 //

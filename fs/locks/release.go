@@ -37,13 +37,14 @@ func (t *Table) BeginUnlock(r Request) Begun {
 }
 
 func (t *Table) restOfUnlock(u unlockCall, todo work) Begun {
-	return Begun{Rest: func(context.Context) error {
+	rest := func(context.Context) error {
 		if u.newcomer != nil {
 			todo = t.linger(u)
 		}
 		t.perform(context.Background(), todo)
 		return t.unlocked(u)
-	}}
+	}
+	return Begun{Rest: rest}
 }
 
 // unlockCall is an unlock under way.

@@ -66,20 +66,23 @@ var plants = map[string]planted{
 		found: []string{"has taken no lock", "does not end", "left in the back end"},
 	},
 	"a signal ends an unlock before it is visible": {
-		file: "fs/locks/release.go", old: "func (t *Table) Unlock(_ context.Context, r Request) error {",
-		new: `func (t *Table) Unlock(ctx context.Context, r Request) error {
-	done := make(chan error, 1)
-	go func() { done <- t.unlock(r) }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return nil
-	}
-}
-
-func (t *Table) unlock(r Request) error {`,
+		file: "fs/locks/release.go", old: "	return Begun{Rest: rest}\n",
+		new: `	return Begun{Rest: func(ctx context.Context) error {
+		done := make(chan error, 1)
+		go func() { done <- rest(ctx) }()
+		select {
+		case err := <-done:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	}}
+`,
 		found: []string{"a lock refused that nobody held"},
+	},
+	"a call that was let in is told of a signal": {
+		file: "fs/locks/begun.go", old: "if w.decided() || w.later != call {", new: "if w.later != call {",
+		found: []string{"has taken no lock", "does not end", "left in the back end"},
 	},
 	"a kept claim is used on after it was given back": {
 		file: "fs/locks/claims.go", old: "parts := make([]backends.Claim, len(ch.To))",
