@@ -39,8 +39,9 @@ func (e *env) mount(lines ...string) *node {
 	n.cmd.Stdout, n.cmd.Stderr = &n.log, &n.log
 	// Without it the race detector's runtime sleeps for a second at the end.
 	n.cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
-	// It ends with the tests, however they end.
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	// It ends with the tests, however they end. A session of its own, as a daemon has: Linux gives each session its share of the processors
+	// (sched(7), autogroup), and what a priority means depends on that.
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if err := n.cmd.Start(); err != nil {
 		e.t.Fatal(err)
 	}
