@@ -22,11 +22,7 @@ func (f *FileSystem) catchUp(ctx context.Context, done <-chan struct{}) {
 	ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
 	defer cancel()
 	for conn := f.conn.Load(); conn != nil && conn.Pending(); {
-		select {
-		case <-time.After(time.Millisecond):
-		case <-done:
-			return
-		case <-ctx.Done():
+		if !aMoment(ctx, done) {
 			return
 		}
 	}
@@ -38,11 +34,7 @@ func threadsCatchUp(ctx context.Context, done <-chan struct{}) {
 	for range 2 {
 		ready := readyThreads()
 		for len(ready) > 0 {
-			select {
-			case <-time.After(time.Millisecond):
-			case <-done:
-				return
-			case <-ctx.Done():
+			if !aMoment(ctx, done) {
 				return
 			}
 			for thread, before := range ready {
@@ -52,6 +44,17 @@ func threadsCatchUp(ctx context.Context, done <-chan struct{}) {
 			}
 		}
 	}
+}
+
+// aMoment waits for a millisecond; false: done is closed, or ctx ended.
+func aMoment(ctx context.Context, done <-chan struct{}) bool {
+	select {
+	case <-time.After(time.Millisecond):
+		return true
+	case <-done:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // readyThreads returns the threads that are ready to run, but for the caller's, and how long each has run so far.

@@ -275,6 +275,33 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
+// TestPending: what nobody has read yet is known to be there, and what has been read is not.
+func TestPending(t *testing.T) {
+	entered, gate := make(chan struct{}), make(chan struct{})
+	k := connect(t, func(c *Call, in *fuse.LkIn, wait bool) {
+		if wait { // without MayWait, so that nobody reads on
+			close(entered)
+			<-gate
+		}
+		c.Answer(fuse.OK)
+	}, nil)
+	first := k.lock(1, opSetlkw)
+	<-entered
+	if k.conn.Pending() {
+		t.Error("a request that is being served is pending")
+	}
+	second := k.lock(1, opSetlk)
+	if !k.conn.Pending() {
+		t.Error("a request that nobody has read is not")
+	}
+	close(gate)
+	k.expect(first, fuse.OK)
+	k.expect(second, fuse.OK)
+	if k.conn.Pending() {
+		t.Error("a request that has been answered is pending")
+	}
+}
+
 // TestPanic: a bug costs the call that found it, and nothing else.
 func TestPanic(t *testing.T) {
 	k := connect(t, func(c *Call, in *fuse.LkIn, wait bool) {
