@@ -80,8 +80,12 @@ var plants = map[string]planted{
 `,
 		found: []string{"a lock refused that nobody held"},
 	},
-	"a call that was let in is told of a signal": {
-		file: "fs/locks/begun.go", old: "if w.decided() || w.later != call {", new: "if w.later != call {",
+	"a call that a signal has ended waits on": {
+		file: "fs/locks/begun.go", old: "	t.giveUpWait(w)\n	t.mu.Unlock()", new: "	t.mu.Unlock()",
+		found: []string{"has taken no lock", "does not end", "left in the back end"},
+	},
+	"of those who are let in together only the first is told": {
+		file: "fs/locks/begun.go", old: "for _, w := range due {", new: "for _, w := range due[:min(len(due), 1)] {",
 		found: []string{"has taken no lock", "does not end", "left in the back end"},
 	},
 	"a kept claim is used on after it was given back": {
