@@ -253,11 +253,31 @@ func (t *Table) outcome(a *ask, s backends.Session, p backends.Pending[backends.
 	claim, err := p.Result(ctx)
 	switch {
 	case errors.Is(err, backends.ErrYield) && a.request.YieldTo != 0:
-		return s.Acquire(ctx, a.name, a.request) // it may be one that this open yields to
+		claim, err = yieldOrNot(ctx, s, a)
 	case errors.Is(err, backends.ErrYield):
 		return claim, fmt.Errorf("%w (%v)", backends.ErrWouldBlock, err)
-	case err != nil && ctx.Err() != nil && a.ctx.Err() == nil:
+	}
+	if err != nil && ctx.Err() != nil && a.ctx.Err() == nil {
 		return claim, fmt.Errorf("no answer within %v: %w: %w", t.options.UnavailableAfter, backends.ErrUnavailable, err)
+	}
+	return claim, err
+}
+
+// yieldOrNot goes on with an open that is not to wait, after its try was refused: the lock is in use, perhaps by a call that the open yields to. That is another request, and
+// meanwhile the lock may have come free, and its claim be one of which only a try can find out whether it is in use: then all begins anew, twice at most.
+func yieldOrNot(ctx context.Context, s backends.Session, a *ask) (claim backends.Claim, err error) {
+	for round := range 3 {
+		claim, err = s.Acquire(ctx, a.name, a.request)
+		if !errors.Is(err, backends.ErrWouldBlock) || round == 2 {
+			return claim, err
+		}
+		holders, unknown := s.Holders(ctx, a.name, a.request.Lock)
+		if unknown != nil || !slices.ContainsFunc(holders, func(h backends.Holder) bool { return h.Hint == backends.Kept }) {
+			return claim, err
+		}
+		if claim, err = s.Acquire(ctx, a.name, a.attempt()); !errors.Is(err, backends.ErrYield) {
+			return claim, err
+		}
 	}
 	return claim, err
 }

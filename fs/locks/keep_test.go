@@ -121,6 +121,43 @@ func TestKeptClaimInUse(t *testing.T) {
 	})
 }
 
+// TestOpenBetweenUseAndIdle: an open that is not to wait is not refused what comes free between the two questions that it asks, and stays with its node idle.
+func TestOpenBetweenUseAndIdle(t *testing.T) {
+	for what, again := range map[string]func(s *script) (want error){
+		"idle": func(*script) error { return nil },
+		"taken again": func(s *script) error {
+			if err := s.nodes[0].Lock(s.Context(), flock(1, backends.Write, false)); err != nil { // without the back end
+				s.Error(err)
+			}
+			return backends.ErrYield
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			keeping(t, 2, func(s *script) {
+				s.now(0, flock(1, backends.Write, false), nil)
+				s.now(1, flock(9, backends.Write, false), backends.ErrWouldBlock) // from here on claims say what they are
+				s.unlock(0, 1)
+				s.cycles(0, 1, 1)
+				s.now(0, flock(1, backends.Write, false), nil) // the second time in a row: it will be kept
+				s.m.acquires = make(chan struct{})
+				asks := s.start(1, "asks", open(8, backends.ByCall, false))
+				s.m.acquires <- struct{}{}
+				s.pass(time.Millisecond)
+				s.waits(asks) // it was refused, and is about to ask by whom
+				s.unlock(0, 1)
+				if n := s.m.entries("x"); n != 1 {
+					t.Fatalf("%d claims, want one that is kept", n)
+				}
+				want := again(s)
+				close(s.m.acquires)
+				s.ended(want, asks)
+				s.release(0, 1)
+				s.release(1, 8)
+			})
+		})
+	}
+}
+
 // TestTakingTurnsKeepsLittle: nodes that use a name in turn do not pay for claims kept in vain again and again.
 func TestTakingTurnsKeepsLittle(t *testing.T) {
 	keeping(t, 2, func(s *script) {
