@@ -21,7 +21,7 @@ test: packages
 lint:
 	scripts/lint.sh
 
-# Measures lockfs, and what it stands on, on this machine, and writes it into docs/performance.md: about eight minutes.
+# Measures lockfs, and what it stands on, on this machine, and writes it into docs/performance.md: eight to ten minutes.
 bench: packages
 	LOCKFS_BENCH=docs $(GO) test -count=1 -v -run '^TestBench$$' -timeout 30m ./integration
 	$(GO) run ./integration/sim -backend redis,zookeeper -sessions 1000 -docs docs/performance.md

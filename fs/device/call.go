@@ -8,8 +8,7 @@ import (
 
 // Call is a lock call that has not been answered yet.
 type Call struct {
-	conn   *Conn
-	unique uint64
+	conn *Conn
 	// reader is the thread that serves it; for MayWait only.
 	reader *reader
 	in     fuse.LkIn // the buffer may become another request's
@@ -21,7 +20,6 @@ type Call struct {
 // lock serves a lock call.
 func (r *reader) lock(wait bool) {
 	c := &Call{conn: r.conn, reader: r, in: *(*fuse.LkIn)(unsafe.Pointer(&r.request[0]))}
-	c.unique = c.in.Unique
 	c.conn.unanswered.Add(1)
 	defer func() {
 		if reason := recover(); reason != nil {
@@ -41,14 +39,14 @@ func (c *Call) OnInterrupt(f func()) {
 	defer c.conn.mu.Unlock()
 	if !c.answered {
 		c.interrupt = f
-		c.conn.waiting[c.unique] = c
+		c.conn.waiting[c.in.Unique] = c
 	}
 }
 
 // Answer answers. Only the first time counts.
 func (c *Call) Answer(status fuse.Status) {
 	if c.take() {
-		c.conn.write(c.unique, status)
+		c.conn.write(c.in.Unique, status)
 		c.conn.unanswered.Done()
 	}
 }
@@ -61,7 +59,7 @@ func (c *Call) take() bool {
 	}
 	c.answered = true
 	if c.interrupt != nil {
-		delete(c.conn.waiting, c.unique)
+		delete(c.conn.waiting, c.in.Unique)
 	}
 	return true
 }

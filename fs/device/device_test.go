@@ -59,7 +59,7 @@ func connect(t *testing.T, l locker, held map[uint64]chan struct{}) *kernel {
 	k := &kernel{T: t, file: os.NewFile(uintptr(pair[0]), "kernel"), answers: map[uint64][]fuse.Status{}, came: make(chan struct{})}
 	listening := make(chan struct{})
 	go func() { defer close(listening); k.listen() }()
-	k.request(opInit, 0, &fuse.InitIn{Major: 7, Minor: 40, MaxReadAhead: 1 << 16}, unsafe.Sizeof(fuse.InitIn{}))
+	send(k, opInit, 0, &fuse.InitIn{Major: 7, Minor: 40, MaxReadAhead: 1 << 16})
 	k.conn, err = New(os.NewFile(uintptr(pair[1]), "device"), &files{fuse.NewDefaultRawFileSystem(), held}, l,
 		&fuse.MountOptions{MaxWrite: 1 << 16, EnableLocks: true, Logger: slog.NewLogLogger(slog.DiscardHandler, 0),
 			PanicHandler: func(any) fuse.Status { return fuse.EIO }}, slog.New(slog.DiscardHandler))
@@ -104,46 +104,25 @@ func (k *kernel) listen() {
 	}
 }
 
-// request sends a request; in begins with an InHeader.
-func (k *kernel) request(op uint32, node uint64, in any, size uintptr) (unique uint64) {
+// send sends a request, which begins with an InHeader.
+func send[T any](k *kernel, op uint32, node uint64, in *T) (unique uint64) {
 	k.Helper()
-	var body []byte
-	switch in := in.(type) {
-	case *fuse.InitIn:
-		body = unsafe.Slice((*byte)(unsafe.Pointer(in)), size)
-	case *fuse.LkIn:
-		body = unsafe.Slice((*byte)(unsafe.Pointer(in)), size)
-	case *fuse.GetAttrIn:
-		body = unsafe.Slice((*byte)(unsafe.Pointer(in)), size)
-	case *fuse.InterruptIn:
-		body = unsafe.Slice((*byte)(unsafe.Pointer(in)), size)
-	case *fuse.InHeader:
-		body = unsafe.Slice((*byte)(unsafe.Pointer(in)), size)
-	}
+	body := unsafe.Slice((*byte)(unsafe.Pointer(in)), unsafe.Sizeof(*in))
 	k.last += 2
-	h := (*fuse.InHeader)(unsafe.Pointer(&body[0]))
-	h.Length, h.Opcode, h.Unique, h.NodeId = uint32(size), op, k.last, node
+	h := (*fuse.InHeader)(unsafe.Pointer(in))
+	h.Length, h.Opcode, h.Unique, h.NodeId = uint32(len(body)), op, k.last, node
 	if _, err := k.file.Write(body); err != nil {
 		k.Fatal(err)
 	}
 	return k.last
 }
 
-func (k *kernel) lock(node uint64, op uint32) uint64 {
-	return k.request(op, node, &fuse.LkIn{Fh: node}, unsafe.Sizeof(fuse.LkIn{}))
-}
-
-func (k *kernel) getattr(node uint64) uint64 {
-	return k.request(3, node, &fuse.GetAttrIn{}, unsafe.Sizeof(fuse.GetAttrIn{}))
-}
-
+func (k *kernel) lock(node uint64, op uint32) uint64 { return send(k, op, node, &fuse.LkIn{Fh: node}) }
+func (k *kernel) getattr(node uint64) uint64         { return send(k, 3, node, &fuse.GetAttrIn{}) }
 func (k *kernel) signal(unique uint64) uint64 {
-	return k.request(opInterrupt, 0, &fuse.InterruptIn{Unique: unique}, unsafe.Sizeof(fuse.InterruptIn{}))
+	return send(k, opInterrupt, 0, &fuse.InterruptIn{Unique: unique})
 }
-
-func (k *kernel) statfs() uint64 {
-	return k.request(opStatfs, 1, &fuse.InHeader{}, unsafe.Sizeof(fuse.InHeader{}))
-}
+func (k *kernel) statfs() uint64 { return send(k, opStatfs, 1, &fuse.InHeader{}) }
 
 // expect waits for the one answer to a request.
 func (k *kernel) expect(unique uint64, want fuse.Status) {
@@ -200,8 +179,8 @@ func TestWaitsKeepNoThread(t *testing.T) {
 	}
 	for _, u := range waits {
 		c := <-calls
-		if c.unique != u {
-			t.Fatalf("call %d came as %d", u, c.unique)
+		if c.in.Unique != u {
+			t.Fatalf("call %d came as %d", u, c.in.Unique)
 		}
 		go func() {
 			c.Answer(fuse.OK)
@@ -318,7 +297,7 @@ func TestPanic(t *testing.T) {
 // TestNoRequest: a lock call that is too short is refused.
 func TestNoRequest(t *testing.T) {
 	k := connect(t, func(c *Call, in *fuse.LkIn, wait bool) { t.Error("served") }, nil)
-	k.expect(k.request(opSetlkw, 1, &fuse.InHeader{}, unsafe.Sizeof(fuse.InHeader{})), fuse.EIO)
+	k.expect(send(k, opSetlkw, 1, &fuse.InHeader{}), fuse.EIO)
 }
 
 // TestEveryRequestIsAnsweredOnce: whatever is served how, each request has its own answer, once.
